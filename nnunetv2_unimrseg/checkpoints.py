@@ -1,0 +1,119 @@
+"""Reading checkpoints, and taking the weights of one stage (or of a stock nnU-Net) over into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+
+HEAD = "decoder.seg_layers."
+ADAPTERS = "adapters."
+
+_COMPARED = ("patch_size", "spacing", "normalization_schemes", "architecture")
+
+
+def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint that nnU-Net (or a trainer of this package) wrote.
+
+    Raises:
+        UserError: when the file is absent, cannot be read (corrupted, truncated) or is not nnU-Net's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}. Train that model first, or name another checkpoint.")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=False)
+    except Exception as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({type(error).__name__}: {error}). The file is corrupted or was "
+            "cut off while it was written (a full disk, a killed job). Restore it from a copy, or use another "
+            "checkpoint of that fold (checkpoint_best.pth, checkpoint_latest.pth)."
+        ) from error
+    if not isinstance(checkpoint, Mapping) or "network_weights" not in checkpoint:
+        raise UserError(
+            f"{path} is not an nnU-Net checkpoint: it holds no 'network_weights'. Give a checkpoint_*.pth that "
+            "nnUNetv2_train wrote."
+        )
+    return dict(checkpoint)
+
+
+def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
+    """Say in words where the plans that a checkpoint was trained with differ from `configuration`.
+
+    Compared are the patch size, the spacing, the channels' normalisation and the architecture (features, strides,
+    kernels). An empty list means that they agree, or that the checkpoint does not record its plans.
+    """
+    init_args = checkpoint.get("init_args", {})
+    if "plans" not in init_args:
+        return []
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    theirs = PlansManager(init_args["plans"]).get_configuration(init_args["configuration"]).configuration
+    differences: list[str] = []
+    for key in _COMPARED:
+        _compare(key, theirs.get(key), configuration.get(key), differences)
+    return differences
+
+
+def _compare(name: str, theirs: object, ours: object, differences: list[str]) -> None:
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key in sorted({*theirs, *ours}):
+            _compare(key, theirs.get(key), ours.get(key), differences)
+    elif _plain(theirs) != _plain(ours):
+        differences.append(f"{name}: {_plain(theirs)} in the checkpoint, {_plain(ours)} in the plans")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def take_weights(
+    network: nn.Module, path: str | Path, configuration: Mapping[str, Any], log: Callable[[str], None] = print
+) -> None:
+    """Copy the weights of the checkpoint `path` into `network`.
+
+    Adapters that the file lacks stay as they are. The heads (`decoder.seg_layers`) of a stage-1 checkpoint
+    reconstruct images, so they are left out.
+
+    Args:
+        network: the unwrapped network (neither compiled nor DDP).
+        path: a checkpoint of this package or of a stock nnU-Net with the same plans.
+        configuration: the plans' configuration that `network` was built from.
+        log: called with one line that names the file.
+
+    Raises:
+        UserError: when the file cannot be read, comes from other plans (lists what differs) or holds other tensors.
+    """
+    checkpoint = read_checkpoint(path)
+    heads = checkpoint.get("trainer_name") != TRAINER_OF_SECTION["stage1"]
+    weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
+    problems = plans_differences(checkpoint, configuration)
+    taken = {}
+    for key, tensor in network.state_dict().items():
+        if key.startswith(HEAD) and not heads:
+            continue
+        if key not in weights:
+            if not key.startswith(ADAPTERS):
+                problems.append(f"{key}: not in the checkpoint")
+        elif weights[key].shape != tensor.shape:
+            problems.append(f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the plans")
+        else:
+            taken[key] = weights[key]
+    if problems:
+        shown = problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else [])
+        raise UserError(
+            f"The checkpoint {path} does not fit these plans:\n  - "
+            + "\n  - ".join(shown)
+            + "\nTrain that stage again with these plans, or use the plans that it was trained with."
+        )
+    network.load_state_dict({**network.state_dict(), **taken})
+    kept = "" if heads else " (all but the heads)"
+    log(f"Starting from the weights of {path}{kept}.")

@@ -1,0 +1,1 @@
+"""The subcommands of `unimrseg`, one module each, and `main`, which calls them."""

@@ -1,0 +1,86 @@
+"""The `unimrseg` command: one module of this package a subcommand, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from nnunetv2_unimrseg import __version__
+from nnunetv2_unimrseg.errors import UserError, nearest
+
+COMMANDS = ("env", "info", "plan", "configure", "train", "predict", "demo")
+
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `unimrseg` with the given arguments (`sys.argv[1:]` by default) and return its exit code.
+
+    0 means done. A mistake that the user can mend is one message on stderr, no traceback, and code 2, as for wrong
+    arguments.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        _parser_of_all().print_help(sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    command = argv[0]
+    try:
+        if command.startswith("-"):
+            _parser_of_all().parse_args(argv)
+        if command not in COMMANDS:
+            raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} There are: {_listed()}.")
+        module = _module(command)
+        args = _parser_of(command, module).parse_args(argv[1:])
+        module.run(args)
+    except UserError as error:
+        print(f"unimrseg: error: {error}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except KeyboardInterrupt:
+        print("unimrseg: interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    return 0
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"nnunetv2_unimrseg.cli.{command}")
+
+
+def _listed() -> str:
+    return ", ".join(COMMANDS)
+
+
+def _summary(module: ModuleType) -> str:
+    return (module.__doc__ or "").strip().splitlines()[0]
+
+
+def _parser_of(command: str, module: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"unimrseg {command}",
+        description=(module.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def _parser_of_all() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {command:<{width}}  {_summary(_module(command))}" for command in COMMANDS]
+    parser = argparse.ArgumentParser(
+        prog="unimrseg",
+        usage="unimrseg COMMAND [ARGUMENTS]",
+        description="UniMRSeg for nnU-Net v2: one model that segments with any subset of its training modalities.",
+        epilog="commands (each has --help):\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nnunetv2-unimrseg {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Train the three stages in order with nnU-Net's own training command.
+
+Finished stages are skipped, an unfinished one is resumed, and a stage that lacks only its end validation gets that.
+Stages before one whose start_from names a checkpoint are not needed and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.folders import (
+    VARIABLES,
+    find_dataset,
+    inherited_value,
+    nnunet_folder,
+    read_configuration,
+    require_folders,
+    result_folder,
+)
+from nnunetv2_unimrseg.stages import STAGES, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.training_state import TrainingState, training_state
+
+NNUNET_TRAIN = (
+    "import sys; sys.path = [entry for entry in sys.path if entry]; "
+    "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
+)
+"""What nnUNetv2_train runs. The current folder is no place to import from: it may hold a checkout of this project."""
+
+FOLDS = 5
+"""Of nnU-Net's cross-validation, where no splits_final.json says otherwise."""
+
+SIGNAL_EXIT_CODE = 128
+"""Added to the number of the signal that ended a stage, as shells do."""
+
+FLAGS_BY_STATE = {
+    TrainingState.NONE: [],
+    TrainingState.STARTED: ["--c"],
+    TrainingState.UNVALIDATED: ["--val"],
+}
+"""What nnUNetv2_train is told besides, by how far a stage has come."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `unimrseg train`: those of nnUNetv2_train that all stages share."""
+    parser.add_argument("dataset_name_or_id", help="number or name of the dataset")
+    parser.add_argument("configuration", help="configuration, as in 3d_fullres")
+    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: nnUNetPlans)")
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
+    parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--npz", action="store_true", help="keep the probabilities of the end validation")
+    parser.add_argument("--c", action="store_true", help="no effect: unfinished training is always continued")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is not finished.
+
+    Raises:
+        UserError: before anything starts, when the data, plans or configuration are not there.
+        SystemExit: with nnU-Net's exit code, when a stage fails.
+    """
+    require_folders(*VARIABLES)
+    args.fold = _fold(args.fold)
+    dataset = find_dataset(args.dataset_name_or_id, "nnUNet_preprocessed")
+    plans, config = read_configuration(dataset, args.p, args.configuration)
+    data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
+    _check_preprocessed(dataset, data_identifier, args)
+    needed = needed_stages(config)
+    folders = {
+        stage: result_folder(dataset, TRAINER_OF_SECTION[stage], args.p, args.configuration) / f"fold_{args.fold}"
+        for stage in needed
+    }
+    states = {stage: training_state(folder) for stage, folder in folders.items()}
+    if states[needed[0]] is TrainingState.NONE:
+        _check_start(config, needed[0], args.fold)
+    if any(state is not TrainingState.FINISHED for state in states.values()):
+        _check_device(args)
+        check_folds(nnunet_folder("nnUNet_preprocessed") / dataset, data_identifier, args.fold)
+    for stage in STAGES[: STAGES.index(needed[0])]:
+        print(f"{stage} is not needed: {needed[0]}.start_from is set", flush=True)
+    for stage, state in states.items():
+        if state is TrainingState.FINISHED:
+            print(f"{stage} is finished already: {folders[stage]}", flush=True)
+        else:
+            _train(dataset, TRAINER_OF_SECTION[stage], FLAGS_BY_STATE[state], args)
+
+
+def _fold(text: str) -> str:
+    if text != "all" and not text.isdecimal():
+        raise UserError(f"The fold must be a number (0 to 4) or 'all', found '{text}'.")
+    return text if text == "all" else str(int(text))
+
+
+def needed_stages(config: UniMRSegConfig) -> tuple[str, ...]:
+    """Return the stages to train: all, or from the last one on whose `start_from` names a checkpoint."""
+    starts = [index for index, stage in enumerate(STAGES) if getattr(getattr(config, stage), "start_from", "")]
+    return STAGES[max(starts, default=0) :]
+
+
+def _check_preprocessed(dataset: str, data_identifier: str, args: argparse.Namespace) -> None:
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset / data_identifier
+    if not any(folder.glob("*.pkl")):
+        raise UserError(
+            f"{dataset} is not preprocessed for {args.configuration} of {args.p}: there are no cases in {folder}. "
+            f"Run nnUNetv2_preprocess -d {args.dataset_name_or_id} -plans_name {args.p} -c {args.configuration}, or "
+            f"`unimrseg plan -d {args.dataset_name_or_id} -c {args.configuration}`."
+        )
+
+
+def check_folds(dataset_folder: Path, data_identifier: str, fold: str) -> None:
+    """Check that nnU-Net can divide the preprocessed cases into folds.
+
+    Raises:
+        UserError: when there are fewer cases than folds, no splits_final.json, and `fold` is not "all".
+    """
+    num_cases = len(list((dataset_folder / data_identifier).glob("*.pkl")))
+    splits = dataset_folder / "splits_final.json"
+    if fold != "all" and num_cases < FOLDS and not splits.is_file():
+        raise UserError(
+            f"{dataset_folder / data_identifier} holds {num_cases} cases, too few for nnU-Net's {FOLDS} folds. Train "
+            f"on all of them (fold 'all'), or say in {splits} which are for training and which for validation."
+        )
+
+
+def _check_start(config: UniMRSegConfig, stage: str, fold: str) -> None:
+    start_from = getattr(getattr(config, stage), "start_from", "")
+    path = Path(start_from.replace("{fold}", fold))
+    if start_from and not path.is_file():
+        raise UserError(
+            f"{stage}.start_from names {path}, which does not exist. Correct it with `unimrseg configure`, or unset "
+            "it to start from the stage before."
+        )
+
+
+def _check_device(args: argparse.Namespace) -> None:
+    if args.num_gpus < 1:
+        raise UserError(f"-num_gpus must be at least 1, found {args.num_gpus}.")
+    if args.device != "cuda":
+        if args.num_gpus > 1:
+            raise UserError(f"-num_gpus {args.num_gpus} needs -device cuda, found -device {args.device}.")
+        return
+    import torch
+
+    if torch.cuda.device_count() < args.num_gpus:
+        raise UserError(
+            f"Training was asked for on {args.num_gpus} CUDA device(s), and torch finds {torch.cuda.device_count()}. "
+            + ("Lower -num_gpus." if torch.cuda.device_count() else "Add: -device cpu")
+        )
+
+
+def _train(dataset: str, trainer: str, flags: list[str], args: argparse.Namespace) -> None:
+    options = ["-tr", trainer, "-p", args.p, "-device", args.device, "-num_gpus", str(args.num_gpus), *flags]
+    if args.npz:
+        options.append("--npz")
+    words = [dataset, args.configuration, args.fold, *options]
+    print(f"nnUNetv2_train {' '.join(words)}", flush=True)
+    environment = {**os.environ, VARIABLE: extended(os.environ.get(VARIABLE))}
+    result = subprocess.run([sys.executable, "-c", NNUNET_TRAIN, *words], env=environment, cwd=Path.cwd())
+    if result.returncode != 0:
+        print(
+            f"unimrseg train: {trainer} {_reason(result.returncode)} "
+            "Running the same command again goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        raise SystemExit(result.returncode if result.returncode > 0 else SIGNAL_EXIT_CODE - result.returncode)
+
+
+def _reason(returncode: int) -> str:
+    if returncode > 0:
+        return f"failed (exit code {returncode}); its message is above."
+    return f"was ended by signal {-returncode} (9: often for lack of memory)."

@@ -1,0 +1,284 @@
+"""Every hyper-parameter of UniMRSeg, as frozen dataclasses, to and from a plans file.
+
+The values live in the plans file under the key `unimrseg` of a configuration, for example
+
+    {"configurations": {"3d_fullres": {..., "unimrseg": {"stage1": {"num_epochs": 50}}}}}
+
+Absent means default, so plans made by stock nnU-Net work as they are. `unimrseg configure` shows and sets them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2_unimrseg.errors import UserError, nearest
+
+PLANS_KEY = "unimrseg"
+
+
+def option(
+    default: object,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[object, ...] = (),
+) -> Any:
+    """Declare a field: its default, its meaning (unit, why this default) and the range of its value.
+
+    `choices` are values allowed besides the range, or the only ones where there is no range.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What nnU-Net's trainer has too, under its names."""
+
+    num_epochs: int = option(1000, "Epochs; nnU-Net's default.", low=1)
+    num_iterations_per_epoch: int = option(250, "Training steps an epoch; nnU-Net's default.", low=1)
+    num_val_iterations_per_epoch: int = option(50, "Validation batches an epoch; nnU-Net's default.", low=1)
+    initial_lr: float = option(1e-2, "Learning rate at epoch 0 (SGD, polynomial decay); nnU-Net's default.", low=0.0)
+    weight_decay: float = option(3e-5, "L2 penalty of SGD; nnU-Net's default.", low=0.0)
+    oversample_foreground_percent: float = option(
+        0.33, "Share of a batch's patches that surely hold foreground; nnU-Net's default.", low=0.0, high=1.0
+    )
+    save_every: int = option(50, "Epochs between two writings of checkpoint_latest.pth; nnU-Net's default.", low=1)
+    cpu_precision: str = option(
+        "auto",
+        "Arithmetic of training steps on a CPU: 'auto' is bfloat16 autocast with channels-last memory where the CPU "
+        "has native bfloat16 (half the time per step there) and float32 elsewhere. CUDA always has nnU-Net's float16.",
+        choices=("auto", "bfloat16", "float32"),
+    )
+
+
+@dataclass(frozen=True)
+class SubsetSamplingConfig:
+    """How a random subset of the modalities is drawn in training."""
+
+    subset_sampling: str = option(
+        "uniform",
+        "'uniform': every non-empty subset is equally likely. 'per_modality': each modality is dropped on its own "
+        "with dropout_probability (never all of them).",
+        choices=("uniform", "per_modality"),
+    )
+    dropout_probability: float = option(
+        0.5,
+        "Probability that a modality is dropped, for 'per_modality'; 0.5 makes it the same as 'uniform'.",
+        low=0.0,
+        high=0.95,
+    )
+
+
+@dataclass(frozen=True)
+class Stage1Config(TrainingConfig, SubsetSamplingConfig):
+    """Stage 1, multi-granular modality reconstruction (paper section 3.1)."""
+
+    num_epochs: int = option(
+        100,
+        "Epochs. One forward-backward pass a step: a tenth of stock nnU-Net's budget; a short stage 1 left more "
+        "passes for stage 2, which did better in the prototype.",
+        low=1,
+    )
+    shuffle_probability: float = option(
+        0.5,
+        "Probability, per sample, that the modalities change places among the channels. Half the samples keep the "
+        "order that stages 2 and 3 have.",
+        low=0.0,
+        high=1.0,
+    )
+    mask_probability: float = option(
+        1.0, "Probability, per sample, that blocks of the input are masked.", low=0.0, high=1.0
+    )
+    mask_ratio: float = option(
+        0.25, "Share of the blocks of each available channel that is masked, drawn per channel.", low=0.0, high=0.95
+    )
+    mask_block_size: int = option(
+        8, "Edge of a masked block, in voxels; at most half the patch's edge is used along short axes.", low=1
+    )
+    l1_weight: float = option(1.0, "Weight of the mean absolute error.", low=0.0)
+    ssim_weight: float = option(1.0, "Weight of 1 - SSIM.", low=0.0)
+    ssim_window: int = option(7, "Edge of SSIM's uniform window, in voxels, odd; smaller along short axes.", low=3)
+
+
+@dataclass(frozen=True)
+class Stage2Config(TrainingConfig, SubsetSamplingConfig):
+    """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
+
+    num_epochs: int = option(
+        300, "Epochs. Two views a step: six tenths of stock nnU-Net's forward-backward passes.", low=1
+    )
+    views: str = option(
+        "two_subsets",
+        "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
+        "'complete_and_incomplete': the paper's. At equal compute a prototype gave 76.2/69.0/53.3 mean Dice over "
+        "subsets (WT/TC/ET) for the first and 74.5/61.5/43.9 for the second.",
+        choices=("two_subsets", "complete_and_incomplete"),
+    )
+    contrastive_weight: float = option(
+        0.1, "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.", low=0.0
+    )
+    temperature: float = option(0.5, "Temperature of NT-Xent; the paper's.", low=0.01)
+    checkpoint_views: bool = option(
+        False,
+        "Keep only one view's activations in memory and compute them again in the backward pass (about a third "
+        "more time, half the memory).",
+        choices=(False, True),
+    )
+    start_from: str = option(
+        "",
+        "Checkpoint to start from instead of stage 1's; a stock nnU-Net's of the same plans will do. '{fold}' in the "
+        "path stands for the fold.",
+    )
+
+
+@dataclass(frozen=True)
+class Stage3Config(TrainingConfig):
+    """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
+
+    num_epochs: int = option(
+        100,
+        "Epochs. 1 + subsets_per_step views a step: three tenths of stock nnU-Net's forward-backward passes.",
+        low=1,
+    )
+    initial_lr: float = option(
+        1e-3, "Learning rate at epoch 0: a tenth of nnU-Net's, since the decoder is already trained.", low=0.0
+    )
+    subsets_per_step: int | str = option(
+        2,
+        "Incomplete views of each patch in a step, dealt from a shuffled deck; 'all' takes every incomplete subset "
+        "in every step.",
+        low=1,
+        choices=("all",),
+    )
+    feature_weight: float = option(1.0, "Weight of the L1 distance of encoder features to the teacher's.", low=0.0)
+    prediction_weight: float = option(1.0, "Weight of the distance of predictions to the teacher's.", low=0.0)
+    incomplete_label_weight: float = option(
+        1.0,
+        "Weight of nnU-Net's segmentation loss on the incomplete views; 0 leaves labels to the complete view alone.",
+        low=0.0,
+    )
+    checkpoint_views: bool = option(
+        False, "Keep only one view's activations in memory, as in stage 2.", choices=(False, True)
+    )
+    adapter_window: int = option(
+        0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0
+    )
+    start_from: str = option(
+        "", "Checkpoint to start from instead of stage 2's; a stock nnU-Net's of the same plans will do; see stage2."
+    )
+
+
+@dataclass(frozen=True)
+class ModalityDropoutConfig(TrainingConfig, SubsetSamplingConfig):
+    """The control: stock nnU-Net with modality dropout."""
+
+
+@dataclass(frozen=True)
+class UniMRSegConfig:
+    """All sections. `UniMRSegConfig.from_plans` is how it is read.
+
+    Raises:
+        UserError: from `from_dict` and `from_plans`, one error that lists every unknown key and bad value at once.
+    """
+
+    stage1: Stage1Config = dataclasses.field(default_factory=Stage1Config)
+    stage2: Stage2Config = dataclasses.field(default_factory=Stage2Config)
+    stage3: Stage3Config = dataclasses.field(default_factory=Stage3Config)
+    modality_dropout: ModalityDropoutConfig = dataclasses.field(default_factory=ModalityDropoutConfig)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> UniMRSegConfig:
+        """Read `{section: {field: value}}`; what is absent keeps its default."""
+        problems: list[str] = []
+        sections = {}
+        known_sections = {field.name: field.default_factory for field in dataclasses.fields(cls)}
+        if not isinstance(values, Mapping):
+            raise UserError(f"The '{PLANS_KEY}' entry of the plans must be an object of sections, found {values!r}.")
+        for name, entries in values.items():
+            if name not in known_sections:
+                problems.append(f"unknown section '{name}'.{nearest(name, known_sections)}")
+            elif not isinstance(entries, Mapping):
+                problems.append(f"section '{name}' must be an object of values, found {entries!r}")
+            else:
+                sections[name] = _read_section(name, known_sections[name], entries, problems)
+        if problems:
+            raise UserError(
+                f"The UniMRSeg configuration has {len(problems)} problem(s):\n  - "
+                + "\n  - ".join(problems)
+                + "\n`unimrseg configure -d DATASET -c CONFIGURATION` lists every name, value and range."
+            )
+        return cls(**sections)
+
+    @classmethod
+    def from_plans(cls, plans: Mapping[str, Any], configuration: str) -> UniMRSegConfig:
+        """Read the configuration `configuration` of a plans dictionary, following `inherits_from`.
+
+        Raises:
+            UserError: also when the plans have no such configuration.
+        """
+        return cls.from_dict(_inherited(plans, configuration).get(PLANS_KEY, {}))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return every value, defaults included, as `{section: {field: value}}`."""
+        return dataclasses.asdict(self)
+
+
+def _inherited(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    configurations = plans.get("configurations", {})
+    if configuration not in configurations:
+        raise UserError(
+            f"The plans '{plans.get('plans_name', '?')}' have no configuration '{configuration}'."
+            f"{nearest(configuration, configurations)} They have: {', '.join(configurations) or 'none'}."
+        )
+    own = configurations[configuration]
+    parent = own.get("inherits_from")
+    return {**_inherited(plans, parent), **own} if parent else dict(own)
+
+
+def _read_section(name: str, section: type, entries: Mapping[str, Any], problems: list[str]) -> object:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    accepted = {}
+    for key, value in entries.items():
+        if key not in fields:
+            problems.append(f"unknown key '{name}.{key}'.{nearest(key, fields)}")
+            continue
+        problem = value_problem(fields[key], value)
+        if problem:
+            problems.append(f"{name}.{key} = {value!r}: {problem}")
+        else:
+            accepted[key] = float(value) if isinstance(fields[key].default, float) else value
+    return section(**accepted)
+
+
+def value_problem(field: dataclasses.Field, value: object) -> str | None:
+    """Return what is wrong with `value` for a field made by `option`, or None."""
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    if choices and any(type(value) is type(choice) and value == choice for choice in choices):
+        return None
+    if choices and low is None:
+        return f"must be one of {', '.join(map(repr, choices))}.{nearest(value, choices)}"
+    expected = type(field.default)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    fits = is_integer or (expected is float and isinstance(value, float)) if expected in (int, float) else False
+    if not (fits or (expected is str and isinstance(value, str))):
+        kind = {int: "a whole number", float: "a number", str: "text"}[expected]
+        others = f" or one of {', '.join(map(repr, choices))}" if choices else ""
+        return f"must be {kind}{others}, found {type(value).__name__}"
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        return f"must be {allowed_range(field)}"
+    return None
+
+
+def allowed_range(field: dataclasses.Field) -> str:
+    """Return the allowed values of a field in words, as in "from 0.0 to 1.0"."""
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    words = []
+    if low is not None:
+        words.append(f"at least {low}" if high is None else f"from {low} to {high}")
+    words += [repr(choice) for choice in choices]
+    return " or ".join(words) or "any text"

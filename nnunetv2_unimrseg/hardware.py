@@ -1,0 +1,21 @@
+"""What the processor can do."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+NATIVE_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""As Linux names them: AMD and Intel with AVX-512, Intel with AMX, ARM."""
+
+
+@functools.cache
+def cpu_has_native_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the CPU computes bfloat16 in hardware; False where that is not known (not Linux)."""
+    try:
+        text = Path(cpuinfo).read_text()
+    except OSError:
+        return False
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return flags is not None and not NATIVE_BFLOAT16_FLAGS.isdisjoint(flags.group(1).split())

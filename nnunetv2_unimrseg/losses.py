@@ -1,0 +1,184 @@
+"""The losses of the three stages. Half-precision inputs are computed in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+CONSTANT_RANGE = 1e-3
+"""A target whose range is smaller (normalised units) is constant but for the noise of resampling."""
+
+
+class Float32Loss(nn.Module):
+    """Computes another segmentation loss in float32, outside autocast.
+
+    Autocast on a CPU leaves softmax and the sums of Dice in bfloat16, whose 8 bits cannot tell a small lesion from
+    none; on CUDA it takes float32 for them by itself.
+
+    Args:
+        loss: nnU-Net's loss, of logits (a list under deep supervision) and target.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> Tensor:
+        """Return the loss, a scalar."""
+        in_float32 = logits.float() if isinstance(logits, Tensor) else [scale.float() for scale in logits]
+        device = in_float32.device if isinstance(in_float32, Tensor) else in_float32[0].device
+        with torch.autocast(device.type, enabled=False):
+            return self.loss(in_float32, target)
+
+
+def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
+    """Structural similarity of each sample and channel.
+
+        SSIM = mean over windows of (2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))
+
+    with uniform windows that lie inside the image, c1 = (0.01 R)^2, c2 = (0.03 R)^2, and R the range (maximum minus
+    minimum) of the target's sample and channel (1 where the target is constant, see `CONSTANT_RANGE`).
+
+    Args:
+        prediction: `(B, C, X, Y[, Z])`.
+        target: the same shape.
+        window: edge of a window in voxels, odd; the largest odd size that fits is used along shorter axes.
+
+    Returns:
+        `(B, C)`, from -1 to 1, 1 at equality. Source: Wang et al. 2004; window as in scikit-image.
+    """
+    prediction, target = prediction.float(), target.float()
+    spatial = tuple(range(2, target.ndim))
+    spread = target.amax(spatial, keepdim=True) - target.amin(spatial, keepdim=True)
+    spread = torch.where(spread > CONSTANT_RANGE, spread, 1.0)
+    # a mean far above the range would drown the variances in rounding, so they are taken about the target's mean
+    centre = target.mean(spatial, keepdim=True)
+    x, y = (prediction - centre) / spread, (target - centre) / spread
+    means = _box_filter(torch.cat((x, y, x * x, y * y, x * y), 1), window)
+    mean_x, mean_y, square_x, square_y, product = means.chunk(5, 1)
+    c1, c2 = SSIM_K1**2, SSIM_K2**2
+    variances = (square_x - mean_x**2).clamp(min=0) + (square_y - mean_y**2).clamp(min=0)
+    covariance = product - mean_x * mean_y
+    mean_x, mean_y = mean_x + centre / spread, mean_y + centre / spread
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
+    return similarity.mean(spatial)
+
+
+def _box_filter(x: Tensor, window: int) -> Tensor:
+    """Mean over windows, one axis after another (in 3D 15 times faster on a CPU than one dense convolution)."""
+    pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[x.ndim]
+    for axis in range(2, x.ndim):
+        fitting = min(window, x.shape[axis])
+        kernel = [1] * (x.ndim - 2)
+        kernel[axis - 2] = fitting - (fitting % 2 == 0)
+        x = pool(x, kernel, stride=1)
+    return x
+
+
+def reconstruction_loss(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    l1_weight: float = 1.0,
+    ssim_weight: float = 1.0,
+    window: int = 7,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Stage 1's loss, l1_weight * mean |prediction - target| + ssim_weight * (1 - mean SSIM) (paper section 3.1).
+
+    Args:
+        prediction: `(B, C, X, Y[, Z])`, normalised intensities.
+        target: the complete patch, the same shape.
+        l1_weight, ssim_weight: see the formula.
+        window: SSIM's window in voxels.
+        known: `(B, C)` booleans of the target's channels that exist; the others do not count.
+
+    Returns:
+        A scalar, at least 0, 0 at equality.
+    """
+    prediction, target = prediction.float(), target.float()
+    if known is None:
+        known = target.new_ones(target.shape[:2], dtype=torch.bool)
+    absolute = (prediction - target).abs().flatten(2).mean(2)
+    per_channel = l1_weight * absolute + ssim_weight * (1 - ssim(prediction, target, window))
+    return torch.where(known, per_channel, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def nt_xent(first: Tensor, second: Tensor, patients: Tensor, temperature: float = 0.5) -> Tensor:
+    """Normalised temperature-scaled cross entropy between two views of B samples (paper section 3.2).
+
+        l(a) = -log( exp(s(a, p) / t) / (exp(s(a, p) / t) + sum over n of exp(s(a, n) / t)) )
+
+    averaged over the 2B anchors a, where s is cosine similarity, p the other view of the anchor's sample, and n runs
+    over all views of other patients' samples (never of the anchor's own patient). Without any negative the loss is 0.
+
+    Args:
+        first, second: `(B, F)` features of the two views; gradients flow into both.
+        patients: `(B,)` integers, equal for samples of the same patient.
+        temperature: t, above 0.
+
+    Returns:
+        A scalar, at least 0. Source: Chen et al. 2020 (SimCLR), the positive being part of the denominator.
+    """
+    count = first.shape[0]
+    views = F.normalize(torch.cat((first, second)).float(), dim=1)
+    with torch.autocast(views.device.type, enabled=False):
+        similarity = views @ views.T / temperature
+    positive = torch.arange(2 * count, device=views.device).roll(count)
+    patient_of_view = patients.to(views.device).repeat(2)
+    considered = patient_of_view[:, None] != patient_of_view[None, :]
+    considered[torch.arange(2 * count, device=views.device), positive] = True
+    return F.cross_entropy(similarity.masked_fill(~considered, float("-inf")), positive)
+
+
+def multi_stage_nt_xent(
+    first: Sequence[Tensor], second: Sequence[Tensor], patients: Tensor, temperature: float = 0.5
+) -> Tensor:
+    """Return the mean over encoder stages of `nt_xent`, each stage's features `(B, F_stage)` being pooled ones."""
+    terms = [nt_xent(one, other, patients, temperature) for one, other in zip(first, second, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def feature_consistency(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Return the mean over encoder stages of the mean absolute difference of features (paper section 3.3).
+
+    Args:
+        student: features of an incomplete view, one `(B, F, X, Y[, Z])` a stage; gradients flow.
+        teacher: the complete view's; detached.
+    """
+    terms = [F.l1_loss(ours.float(), theirs.detach().float()) for ours, theirs in zip(student, teacher, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def prediction_consistency(student: Tensor, teacher: Tensor, *, regions: bool) -> Tensor:
+    """Distance of predicted probabilities p to the teacher's q: Kullback-Leibler divergence plus a soft Dice term.
+
+        KL(q || p) averaged over voxels  +  mean over classes of 1 - 2 sum(p q) / (sum(p^2) + sum(q^2))
+
+    Both terms are at least 0 and 0 only at p = q (soft Dice without the squares is not minimal there). Softmax
+    classes leave the background out of the Dice term; regions are independent sigmoids, each with its own KL.
+
+    Args:
+        student: logits `(B, K, X, Y[, Z])` of an incomplete view; gradients flow.
+        teacher: logits of the complete view, the same shape; detached.
+        regions: whether the K heads are overlapping regions (sigmoid) instead of classes (softmax).
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    spatial = tuple(range(2, student.ndim))
+    if regions:
+        p, q = torch.sigmoid(student), torch.sigmoid(teacher)
+        divergence = q * (F.logsigmoid(teacher) - F.logsigmoid(student))
+        divergence = divergence + (1 - q) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    else:
+        log_p, log_q = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
+        p, q = log_p.exp(), log_q.exp()
+        divergence = (q * (log_q - log_p)).sum(1)
+        p, q = p[:, 1:], q[:, 1:]
+    overlap, squares = (p * q).sum(spatial), (p * p + q * q).sum(spatial)
+    dice_term = 1 - (2 * overlap + 1e-5) / (squares + 1e-5)
+    return divergence.mean() + dice_term.mean()

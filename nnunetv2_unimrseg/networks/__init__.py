@@ -1,0 +1,1 @@
+"""The planned U-Net with adapters."""

@@ -1,0 +1,136 @@
+"""The planned U-Net, made aware of missing modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_unimrseg.networks.adapter import ReverseAttentionAdapter
+
+
+def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:
+    """Return which modalities to use: the wanted ones that are present, or all present ones where that leaves none.
+
+    A case that lacks a modality may meet a subset of just that modality; a patch without any image teaches nothing.
+
+    Args:
+        wanted, present: `(B, M)` booleans.
+    """
+    both = wanted & present
+    return torch.where(both.any(1, keepdim=True), both, present)
+
+
+def zero_missing(x: Tensor, num_modalities: int, available: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Put zeros into the channels of missing modalities, and say which are available.
+
+    Args:
+        x: `(B, C, X, Y[, Z])`, normalised intensities; the first `num_modalities` channels are images (a cascade
+            appends label channels). A channel that holds any NaN is missing.
+        num_modalities: number of image channels.
+        available: `(B, num_modalities)` booleans: modalities that are missing besides the NaN ones are False. A sample
+            of which this leaves nothing keeps what it has.
+
+    Returns:
+        `x` with zeros in missing channels, and the `(B, num_modalities)` booleans of what is available.
+    """
+    without_nan = ~torch.isnan(x[:, :num_modalities]).any(dim=tuple(range(2, x.ndim)))
+    available = without_nan if available is None else usable_modalities(available, without_nan)
+    extra = x.shape[1] - num_modalities
+    kept = torch.cat((available, available.new_ones(x.shape[0], extra)), 1) if extra else available
+    return torch.where(kept.view(*kept.shape, *[1] * (x.ndim - 2)), x, 0), available
+
+
+class MissingModalityUNet(nn.Module):
+    """nnU-Net's planned U-Net (plain or residual encoder, 2D or 3D) for inputs that may lack modalities.
+
+    Encoder and decoder are the planned network's own modules, under their stock names, so a network without adapters
+    has the keys and shapes of a stock nnU-Net checkpoint.
+
+    Args:
+        unet: what the plans build: has `encoder` (with `stages`) and `decoder`.
+        num_modalities: number of image channels of the input.
+        adapters: whether there is a reverse attention adapter after every encoder stage.
+        adapter_window: edge of their attention windows in voxels; 0 means 4 in 3D and 8 in 2D.
+    """
+
+    def __init__(self, unet: nn.Module, num_modalities: int, *, adapters: bool, adapter_window: int = 0) -> None:
+        super().__init__()
+        self.num_modalities = num_modalities
+        self.encoder = unet.encoder
+        self.decoder = unet.decoder
+        self.encoder_is_frozen = False
+        self.adapters = self._build_adapters(adapter_window) if adapters else None
+
+    def _build_adapters(self, window: int) -> nn.ModuleList:
+        encoder = self.encoder
+        stem = getattr(encoder, "stem", None)
+        first_conv = next(module for module in encoder.modules() if isinstance(module, encoder.conv_op))
+        entering = [first_conv.in_channels if stem is None else stem.output_channels, *encoder.output_channels[:-1]]
+        return nn.ModuleList(
+            ReverseAttentionAdapter(encoder, *channels, stride, window)
+            for *channels, stride in zip(entering, encoder.output_channels, encoder.strides, strict=True)
+        )
+
+    def freeze_encoder(self) -> None:
+        """Stop the encoder from learning: no weight gradients, and evaluation mode also after `train()`."""
+        self.encoder_is_frozen = True
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    def train(self, mode: bool = True) -> MissingModalityUNet:
+        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(
+        self,
+        x: Tensor,
+        available: Tensor | None = None,
+        *,
+        skip_adapters: bool = False,
+        return_features: bool = False,
+    ) -> Tensor | list[Tensor] | tuple[Tensor | list[Tensor], list[Tensor]]:
+        """Segment a batch of patches of which any may lack modalities.
+
+        Args:
+            x: `(B, C, X, Y[, Z])`, normalised intensities; a channel that holds any NaN is missing.
+            available: `(B, num_modalities)` booleans of the modalities to use; None uses all that are not NaN.
+            skip_adapters: use the plain encoder whatever is missing (stage 3's teacher).
+            return_features: also return the output of every encoder stage, highest resolution first.
+
+        Returns:
+            Logits `(B, num_classes, X, Y[, Z])`, a list of them (full resolution first) under deep supervision; with
+            `return_features` a pair of that and the list of features.
+        """
+        x, available = zero_missing(x, self.num_modalities, available)
+        features = self._encode(x, ~available.all(1), skip_adapters)
+        logits = self.decoder(features)
+        return (logits, features) if return_features else logits
+
+    def _encode(self, x: Tensor, missing: Tensor, skip_adapters: bool) -> list[Tensor]:
+        use_adapters = self.adapters is not None and not skip_adapters
+        if use_adapters and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            use_adapters = bool(missing.any())
+        stem = getattr(self.encoder, "stem", None)
+        if stem is not None:
+            x = stem(x)
+        features = []
+        for index, stage in enumerate(self.encoder.stages):
+            current = stage(x)
+            x = self.adapters[index](x, current, missing) if use_adapters else current
+            features.append(x)
+        return features
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
+        """Return nnU-Net's memory measure for one sample of `input_size` voxels, adapters included."""
+        total = self.encoder.compute_conv_feature_map_size(input_size)
+        total += self.decoder.compute_conv_feature_map_size(input_size)
+        size = list(input_size)
+        for adapter in self.adapters or []:
+            size = [extent // step for extent, step in zip(size, adapter.stride, strict=True)]
+            total += adapter.compute_conv_feature_map_size(size)
+        return int(total)

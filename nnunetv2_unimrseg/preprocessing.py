@@ -1,0 +1,149 @@
+"""Preprocessing of cases with absent files, for nnU-Net's own prediction code.
+
+A modality is *missing* when its file is absent or holds one constant intensity. In the preprocessed image a missing
+channel is all NaN, and NaN is found nowhere else: that is how the network knows. Nothing of a missing modality reaches
+the other channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.reading import case_name, check_intensities, raise_for_case, read_case
+
+
+class UniMRSegPreprocessor(DefaultPreprocessor):
+    """nnU-Net's preprocessor, for cases that lack some of their files.
+
+    Missing channels are zero for the crop and the normalisation mask (both are the union over channels), whatever
+    their normaliser, and NaN afterwards.
+    """
+
+    def run_case(
+        self,
+        image_files: list[str],
+        seg_file: str | None,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Read any non-empty subset of a case's files and preprocess them.
+
+        Files that give all channels are positional as in nnU-Net; otherwise the `_XXXX` suffix of their names says
+        which channel each is.
+
+        Returns:
+            The image (C, X, Y, Z), float32, NaN where missing; the segmentation (1, X, Y, Z); the properties of the
+            first available file, with `available_modalities` (a bool each channel) added.
+
+        Raises:
+            UserError: listing all that is wrong with the case: no file, a name without channel suffix, an unknown or
+                doubled channel, an unreadable or truncated file, files that differ in shape, spacing or position, NaN
+                or Inf, no available modality.
+        """
+        if isinstance(dataset_json, str):
+            dataset_json = load_json(dataset_json)
+        modalities = modalities_of(configuration_manager, dataset_json)
+        reader = plans_manager.image_reader_writer_class()
+        name = case_name(image_files, dataset_json["file_ending"])
+        problems: list[str] = []
+        read = read_case(image_files, reader, modalities, dataset_json["file_ending"], problems)
+        if read is not None:
+            check_intensities(read[0], modalities, problems)
+        raise_for_case(name, problems)
+        data, properties = read
+        seg = None if seg_file is None else reader.read_seg(seg_file)[0]
+        data, seg, properties = self.run_case_npy(
+            data, seg, properties, plans_manager, configuration_manager, dataset_json
+        )
+        available = properties["available_modalities"]
+        if not all(available):
+            missing = modalities.describe([not present for present in available])
+            print(f"{name}: {modalities.describe(available)} available, {missing} missing")
+        return data, seg, properties
+
+    def run_case_npy(
+        self,
+        data: np.ndarray,
+        seg: np.ndarray | None,
+        properties: dict,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: dict | str,
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Preprocess a raw image (C, X, Y, Z), channels of one constant intensity being missing.
+
+        The caller's array is not changed. See `run_case` for what is returned.
+
+        Raises:
+            UserError: for a wrong number of channels, NaN or Inf in a channel, or no available modality.
+        """
+        if isinstance(dataset_json, str):
+            dataset_json = load_json(dataset_json)
+        modalities = modalities_of(configuration_manager, dataset_json)
+        if data.ndim != 4 or len(data) != len(modalities):
+            raise UserError(
+                f"An image must have the shape ({len(modalities)}, X, Y, Z), its channels being "
+                f"{', '.join(modalities)}; this one has {data.shape}."
+            )
+        problems: list[str] = []
+        available = check_intensities(data, modalities, problems)
+        if problems:
+            raise UserError("The image cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        missing = [not present for present in available]
+        if data[missing].any():
+            data = data.astype(np.float32)
+            data[missing] = 0
+        data, seg, properties = super().run_case_npy(
+            data, seg, properties, plans_manager, configuration_manager, dataset_json
+        )
+        data = data.astype(np.float32, copy=False)
+        data[missing] = np.nan
+        properties["available_modalities"] = list(available)
+        return data, seg, properties
+
+
+class UniMRSegConfigurationManager(ConfigurationManager):
+    """A configuration whose cases may lack files; see `read_absent_files`."""
+
+    @property
+    def preprocessor_class(self) -> type[DefaultPreprocessor]:
+        """The preprocessor that nnU-Net's prediction code uses, in its worker processes too."""
+        return UniMRSegPreprocessor
+
+
+def read_absent_files(configuration_manager: ConfigurationManager) -> None:
+    """Make whoever preprocesses with this very object, nnU-Net's stock commands included, accept absent files.
+
+    Only the class of this one object changes; nnU-Net and every other configuration stay as they are.
+
+    Raises:
+        UserError: when the plans ask for a preprocessor of their own, which would silently be left out.
+    """
+    if configuration_manager.preprocessor_name != DefaultPreprocessor.__name__:
+        raise UserError(
+            f"The plans ask for the preprocessor '{configuration_manager.preprocessor_name}'; cases with absent files "
+            f"can only be read with nnU-Net's '{DefaultPreprocessor.__name__}'. Plan the dataset with that one."
+        )
+    configuration_manager.__class__ = UniMRSegConfigurationManager
+
+
+def modalities_of(configuration_manager: ConfigurationManager, dataset_json: dict) -> Modalities:
+    """Return the modalities of a dataset, after checking that the plans have as many channels.
+
+    Raises:
+        UserError: when they do not, or when there is only one.
+    """
+    modalities = Modalities.from_dataset_json(dataset_json)
+    planned = len(configuration_manager.normalization_schemes)
+    if planned != len(modalities):
+        raise UserError(
+            f"dataset.json names {len(modalities)} channels ({', '.join(modalities)}), the plans have {planned}. Plan "
+            "and preprocess the dataset again."
+        )
+    return modalities

@@ -1,0 +1,14 @@
+"""The names of the stages and of their trainers. Checkpoints and result folders record them: never rename one."""
+
+TRAINER_OF_SECTION = {
+    "stage1": "UniMRSegStage1Trainer",
+    "stage2": "UniMRSegStage2Trainer",
+    "stage3": "UniMRSegStage3Trainer",
+    "modality_dropout": "UniMRSegModalityDropoutTrainer",
+}
+"""Section of the configuration -> name of the trainer that reads it."""
+
+STAGES = ("stage1", "stage2", "stage3")
+"""The three stages in the order in which they are trained."""
+
+PREVIOUS_STAGE = {"stage2": "stage1", "stage3": "stage2"}

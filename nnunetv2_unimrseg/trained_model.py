@@ -1,0 +1,127 @@
+"""Can a trained model's folder be used to segment cases that lack modalities? Checked before nnU-Net opens it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_unimrseg.checkpoints import plans_differences, read_checkpoint
+from nnunetv2_unimrseg.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.errors import UserError, nearest
+from nnunetv2_unimrseg.folders import read_json
+from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+
+Fold = int | str
+
+
+@contextlib.contextmanager
+def findable_trainers() -> Iterator[None]:
+    """Let nnU-Net find the trainers of this package for a while, whether or not nnUNet_extTrainer names them."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = extended(before)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def check_trained_model(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str) -> None:
+    """Check that a model can be used for prediction.
+
+    Args:
+        folder: the folder that holds `fold_X`, plans.json and dataset.json.
+        folds: the folds to use; None for all that have the checkpoint.
+        checkpoint_name: the file to look for in each fold.
+
+    Raises:
+        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, the checkpoint does not fit
+            the folder's plans, or the model does not segment with missing modalities.
+    """
+    if not folder.is_dir():
+        models = _models_in(folder.parent)
+        raise UserError(
+            f"There is no trained model {folder}.{nearest(folder.name, models)} "
+            f"{folder.parent} holds: {', '.join(models) or 'no models'}."
+        )
+    plans, _ = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    for path in _checkpoints(folder, folds, checkpoint_name):
+        checkpoint = read_checkpoint(path)
+        _check_trainer(checkpoint, path)
+        _check_plans(checkpoint, plans, path)
+
+
+def _models_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.glob("*__*__*") if entry.is_dir())
+
+
+def _checkpoints(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str) -> list[Path]:
+    trained = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint_name}"))
+    wanted = [fold for fold in trained if fold != "all"] if folds is None else [str(fold) for fold in folds]
+    absent = [fold for fold in wanted if fold not in trained]
+    if absent or not wanted:
+        names = sorted({path.name for path in folder.glob("fold_*/checkpoint_*.pth")})
+        if trained:
+            advice = f"Trained folds: {', '.join(trained)}; choose them with -f {' '.join(trained)}."
+        elif names:
+            advice = f"No fold has it; there are: {', '.join(names)}.{nearest(checkpoint_name, names)}"
+        else:
+            advice = "No fold has been trained."
+        which = f"fold {', '.join(absent)}" if absent else "any fold"
+        raise UserError(f"{folder} has no {checkpoint_name} for {which}. {advice}")
+    return [folder / f"fold_{fold}" / checkpoint_name for fold in wanted]
+
+
+def _check_trainer(checkpoint: Mapping[str, Any], path: Path) -> None:
+    name = str(checkpoint.get("trainer_name"))
+    section = next((key for key, trainer in TRAINER_OF_SECTION.items() if trainer == name), None)
+    section = section or getattr(_trainer_class(name, path), "section", None)
+    if section == "stage1":
+        raise UserError(
+            f"{path} is a stage-1 model: it reconstructs images and cannot segment. Train stages 2 and 3 "
+            f"(-tr {TRAINER_OF_SECTION['stage2']}, then {TRAINER_OF_SECTION['stage3']}) and predict with stage 3."
+        )
+    if section is None:
+        start = path.parent.parent / "fold_{fold}" / path.name
+        raise UserError(
+            f"{path} was trained by {name}, which needs every modality. Stages 2 and 3 can start from it: "
+            f"`unimrseg configure -d DATASET -c CONFIGURATION --set 'stage3.start_from={start}'`, then "
+            f"`nnUNetv2_train DATASET CONFIGURATION FOLD -tr {TRAINER_OF_SECTION['stage3']}`, with the same plans (-p)."
+        )
+
+
+def _trainer_class(name: str, path: Path) -> type:
+    with findable_trainers():
+        try:
+            return recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            raise UserError(
+                f"{path} was trained by {name}, which nnU-Net cannot find. If it is a trainer of your own, add its "
+                f"folder to {VARIABLE} (now: {os.environ[VARIABLE]})."
+            ) from None
+
+
+def _check_plans(checkpoint: Mapping[str, Any], plans: dict[str, Any], path: Path) -> None:
+    configuration = checkpoint.get("init_args", {}).get("configuration")
+    known = plans.get("configurations", {})
+    plans_file = path.parent.parent / "plans.json"
+    if configuration not in known:
+        raise UserError(
+            f"{plans_file} has no configuration '{configuration}', which {path} was trained with."
+            f"{nearest(configuration, known)} It has: {', '.join(known) or 'none'}."
+        )
+    different = plans_differences(checkpoint, PlansManager(plans).get_configuration(configuration).configuration)
+    if different:
+        raise UserError(
+            f"{path} does not fit the plans beside it, {plans_file} (rewritten when another fold was trained?):\n  - "
+            + "\n  - ".join(different)
+            + "\nTrain this fold again, or predict with the other folds only (-f)."
+        )

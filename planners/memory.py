@@ -1,0 +1,111 @@
+"""What the three stages hold in memory, in nnU-Net's measure.
+
+nnU-Net estimates the memory of a training step from one plain number: the values in all feature maps that the
+convolutions of the network make of one sample. Its planners know which number fits which card. Here that number is
+taken of one *view* of a sample; stages 2 and 3 look at several views of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from nnunetv2_unimrseg.config import Stage3Config, UniMRSegConfig
+from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+
+CHECKPOINTED_STAGES = ("stage2", "stage3")
+"""The stages that can compute their views one after another (`checkpoint_views`)."""
+
+
+@dataclass(frozen=True)
+class ViewCost:
+    """Values in the feature maps of one view of one sample.
+
+    Args:
+        plain: through the network without adapters.
+        adapted: through the network with adapters.
+        features: values in the outputs of the encoder's stages alone.
+    """
+
+    plain: int
+    adapted: int
+    features: int
+
+
+def view_cost(
+    architecture: Mapping[str, Any],
+    patch_size: Sequence[int],
+    num_modalities: int,
+    num_classes: int,
+    settings: Mapping[str, Any],
+) -> ViewCost:
+    """Measure the planned network, without allocating its weights.
+
+    Args:
+        architecture: the entry `architecture` of a configuration.
+        patch_size: voxels an axis.
+        num_modalities: number of image channels.
+        num_classes: number of segmentation heads.
+        settings: the entry `unimrseg` of the configuration.
+    """
+    window = UniMRSegConfig.from_dict(settings).stage3.adapter_window
+    with torch.device("meta"):
+        unet = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            num_modalities,
+            num_classes,
+            allow_init=False,
+        )
+        network = MissingModalityUNet(unet, num_modalities, adapters=True, adapter_window=window)
+    size = tuple(int(extent) for extent in patch_size)
+    parts = (network.encoder, network.decoder)
+    return ViewCost(
+        plain=int(sum(part.compute_conv_feature_map_size(size) for part in parts)),
+        adapted=network.compute_conv_feature_map_size(size),
+        features=_values_in_features(architecture["arch_kwargs"], size),
+    )
+
+
+def _values_in_features(arch_kwargs: Mapping[str, Any], patch_size: Sequence[int]) -> int:
+    total, size = 0, list(patch_size)
+    for channels, strides in zip(arch_kwargs["features_per_stage"], arch_kwargs["strides"], strict=True):
+        size = [extent // step for extent, step in zip(size, strides, strict=True)]
+        total += channels * math.prod(size)
+    return total
+
+
+def stage_costs(cost: ViewCost, incomplete_views: int, one_by_one: Collection[str]) -> dict[str, int]:
+    """Return what a training step of each stage holds, per sample of the batch.
+
+    Stage 1 sees one view, stage 2 two, stage 3 the complete one and `incomplete_views` through the adapters. One view
+    at a time, stage 3 still holds the complete view's features, which teach the others. They count half: nnU-Net's
+    measure stands for a convolution's output and what follows it in the backward pass (4.6 bytes a value under
+    half precision, measured), kept features are their 2 bytes alone.
+
+    Args:
+        cost: of one view.
+        incomplete_views: views a step in stage 3 besides the complete one.
+        one_by_one: the stages that hold one view at a time.
+    """
+    return {
+        "stage1": cost.plain,
+        "stage2": cost.plain if "stage2" in one_by_one else 2 * cost.plain,
+        "stage3": (
+            cost.adapted + cost.features // 2
+            if "stage3" in one_by_one
+            else cost.plain + incomplete_views * cost.adapted
+        ),
+    }
+
+
+def incomplete_views(stage3: Stage3Config, num_modalities: int) -> int:
+    """Return how many incomplete views stage 3 sees of each patch in a step."""
+    every = 2**num_modalities - 2
+    return every if stage3.subsets_per_step == "all" else min(int(stage3.subsets_per_step), every)

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# The whole job on a CPU: plan, train the three stages, predict unseen patients with every subset of their modalities.
+#
+#   bash scripts/demo.sh                        on a generated phantom (four modalities), about ten minutes
+#   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
+#
+# Makes .venv in the repository where there is none (VENV names another one) and works in demo_output/
+# (UNIMRSEG_DEMO_OUTPUT names another folder). A second run reuses what is finished.
+set -euo pipefail
+repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+raw_dataset="${1:-}"
+venv="${VENV:-$repository/.venv}"
+
+fail() { printf 'demo: error: %s\n' "$1" >&2; exit 2; }
+say() { printf '\n=== %s (%s s so far)\n' "$1" "$SECONDS"; }
+
+[ $# -le 1 ] || fail "one raw dataset folder at most, found $# arguments: $*"
+if [ -n "$raw_dataset" ]; then
+    [ -f "$raw_dataset/dataset.json" ] || fail "'$raw_dataset' is no raw nnU-Net dataset: it has no dataset.json."
+    raw_dataset="$(cd "$raw_dataset" && pwd -P)"
+    [[ "$(basename "$raw_dataset")" =~ ^Dataset([0-9]{3})_ ]] ||
+        fail "the folder of a raw nnU-Net dataset is called DatasetXXX_Name, found '$(basename "$raw_dataset")'."
+fi
+
+if [ ! -x "$venv/bin/unimrseg" ]; then
+    python="${PYTHON:-python3}"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        fail "Python 3.10 or newer is needed; PYTHON=/path/to/python names one. '$python' is $("$python" --version 2>&1 | head -n 1)."
+    say "Installing into $venv (torch and its libraries are several GB)"
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$repository"
+    SECONDS=0
+fi
+export PATH="$venv/bin:$PATH"
+
+if [ -n "$raw_dataset" ]; then
+    name="$(basename "$raw_dataset")"
+    number="$((10#${name:7:3}))"
+    epochs=(6 24 8)
+    memory=1
+else
+    name=Dataset900_UniMRSegPhantom
+    number=900
+    epochs=(3 12 4)
+    memory=0.4
+fi
+steps=50
+
+output="${UNIMRSEG_DEMO_OUTPUT:-$repository/demo_output}/$name"
+export nnUNet_raw="$output/nnUNet_raw" nnUNet_preprocessed="$output/nnUNet_preprocessed"
+export nnUNet_results="$output/nnUNet_results"
+export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=2
+mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
+plans=nnUNetUniMRSegPlans
+configuration=3d_fullres
+eval "$(unimrseg env)"
+
+if [ ! -d "$nnUNet_raw/$name" ]; then
+    if [ -n "$raw_dataset" ]; then
+        say "Setting every fifth training patient of $name aside as unseen"
+        python "$repository/scripts/demo_data.py" split "$raw_dataset" "$nnUNet_raw"
+    else
+        say "Generating the phantom"
+        unimrseg demo -d "$number" -n 20 --unseen 4
+    fi
+fi
+
+planned="$output/planned"
+if [ ! -f "$planned" ]; then
+    say "Planning a narrow network and preprocessing"
+    unimrseg plan -d "$number" -c "$configuration" -gpu_memory_target "$memory" --base-features 8 -np 2
+    touch "$planned"
+fi
+
+# nnU-Net's learning rate is for 250 000 steps; in a few hundred, a higher one finds the tumour at all
+settings=(stage2.initial_lr=0.03)
+for stage in 1 2 3; do
+    settings+=("stage$stage.num_epochs=${epochs[stage - 1]}" "stage$stage.num_iterations_per_epoch=$steps"
+        "stage$stage.num_val_iterations_per_epoch=5")
+done
+unimrseg configure -d "$number" -c "$configuration" -p "$plans" --set "${settings[@]}"
+
+for stage in 1 2 3; do
+    trainer="UniMRSegStage${stage}Trainer"
+    fold="$nnUNet_results/$name/${trainer}__${plans}__$configuration/fold_0"
+    if [ -f "$fold/checkpoint_final.pth" ] && [ -f "$fold/validation/summary.json" ]; then
+        say "Stage $stage is trained already"
+        continue
+    fi
+    say "Training stage $stage: ${epochs[stage - 1]} epochs of $steps steps"
+    resume=()
+    [ -f "$fold/checkpoint_best.pth" ] && resume=(--c)
+    nnUNetv2_train "$number" "$configuration" 0 -tr "$trainer" -p "$plans" -device cpu ${resume[@]+"${resume[@]}"}
+done
+
+say "Predicting the unseen patients, once for each subset of the modalities, the other files really left out"
+rm -rf "$output/incomplete_patients"
+python "$repository/scripts/demo_data.py" subsets "$nnUNet_raw/$name" "$output/incomplete_patients"
+nnUNetv2_predict -i "$output/incomplete_patients" -o "$output/predictions" -d "$number" -c "$configuration" -f 0 \
+    -tr UniMRSegStage3Trainer -p "$plans" -device cpu --disable_tta -npp 1 -nps 1 --continue_prediction
+
+say "Dice by subset of the modalities"
+python "$repository/scripts/demo_report.py" "$nnUNet_raw/$name" "$output/predictions" "$output"
+printf 'Done in %s s. Figure: %s\n' "$SECONDS" "$output/demo.png"

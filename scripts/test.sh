@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything a change must pass: lint, fast unit tests, then the integration tests with the real nnU-Net commands.
+# Makes its own virtual environment (.venv) where there is none. Extra arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python_of_venv=.venv/bin/python
+if [ ! -x "$python_of_venv" ]; then
+    echo "Making .venv"
+    "${PYTHON:-python3}" -m venv .venv
+fi
+echo "Installing the package and what its tests need (the first time this fetches torch, several GB)"
+"$python_of_venv" -m pip install --quiet --disable-pip-version-check -e '.[test]'
+
+# two processes of two threads each would fight for the cores of a small machine
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export MPLBACKEND=agg
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+"$python_of_venv" -m pytest -q -m "not integration" "$@"
+"$python_of_venv" -m pytest -q -m integration --durations=15 "$@"

@@ -1,0 +1,14 @@
+"""Puts the top-level folders trainers/ and planners/ below the package nnunetv2_unimrseg."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = "nnunetv2_unimrseg"
+
+setup(
+    packages=[
+        *find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+        f"{PACKAGE}.trainers",
+        f"{PACKAGE}.planners",
+    ],
+    package_dir={f"{PACKAGE}.trainers": "trainers", f"{PACKAGE}.planners": "planners"},
+)

@@ -1,0 +1,116 @@
+"""A tiny phantom, planned and trained once a session by the real commands, for the integration tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+CONFIGURATION = "3d_fullres"
+PLANS = "nnUNetUniMRSegPlans"
+SECTIONS = ("stage1", "stage2", "stage3", "modality_dropout")
+TRAINERS = ("UniMRSegStage1Trainer", "UniMRSegStage2Trainer", "UniMRSegStage3Trainer", "UniMRSegModalityDropoutTrainer")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """nnU-Net's three folders, the environment that names them, and the dataset in them."""
+
+    root: Path
+    dataset: int = 901
+    dataset_name: str = "Dataset901_UniMRSegPhantom"
+    configuration: str = CONFIGURATION
+    plans: str = PLANS
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def env(self) -> dict[str, str]:
+        extension = Path(__import__("nnunetv2_unimrseg").__file__).parent / "nnunet_ext"
+        return {
+            **os.environ,
+            "nnUNet_raw": str(self.raw),
+            "nnUNet_preprocessed": str(self.preprocessed),
+            "nnUNet_results": str(self.results),
+            "nnUNet_extTrainer": str(extension),
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "1",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def run(self, *command: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the virtual environment; `environment` adds variables; a failure shows all output."""
+        words = [str(word) for word in command]
+        result = subprocess.run(
+            [shutil.which(words[0], path=self.env["PATH"]) or words[0], *words[1:]],
+            env={**self.env, **environment},
+            capture_output=True,
+            text=True,
+        )
+        if check and result.returncode != 0:
+            pytest.fail(f"{' '.join(words)} ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def train(self, trainer: str, *more: object, fold: int = 0, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run stock nnUNetv2_train on the CPU."""
+        return self.run(
+            "nnUNetv2_train", self.dataset, self.configuration, fold,
+            "-tr", trainer, "-p", self.plans, "-device", "cpu", *more,
+            check=check, nnUNet_n_proc_DA="0",
+        )  # fmt: skip
+
+    def model_folder(self, trainer: str) -> Path:
+        return self.results / self.dataset_name / f"{trainer}__{self.plans}__{self.configuration}"
+
+    def set_values(self, *assignments: str) -> None:
+        self.run(
+            "unimrseg", "configure", "-d", self.dataset, "-c", self.configuration, "-p", self.plans,
+            "--set", *assignments,
+        )  # fmt: skip
+
+
+def make_planned_workspace(root: Path) -> Workspace:
+    """Write the phantom, plan it for a tiny network and set one epoch of two steps for each stage."""
+    from nnunetv2_unimrseg.phantom import write_phantom_dataset
+
+    workspace = Workspace(root)
+    for folder in (workspace.raw, workspace.preprocessed, workspace.results):
+        folder.mkdir(parents=True)
+    write_phantom_dataset(
+        workspace.raw / workspace.dataset_name, num_training=5, num_unseen=3, shape=(24, 24, 24), seed=3
+    )
+    workspace.run(
+        "unimrseg", "plan", "-d", workspace.dataset, "-c", workspace.configuration,
+        "-gpu_memory_target", 1, "--base-features", 8, "-np", 1,
+    )  # fmt: skip
+    workspace.set_values(
+        *(f"{section}.num_epochs=1" for section in SECTIONS),
+        *(f"{section}.num_iterations_per_epoch=2" for section in SECTIONS),
+        *(f"{section}.num_val_iterations_per_epoch=1" for section in SECTIONS),
+    )
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The phantom with all three stages and the control trained on fold 0, by stock nnUNetv2_train."""
+    made = make_planned_workspace(tmp_path_factory.mktemp("workspace") / "nnunet")
+    for trainer in TRAINERS:
+        made.train(trainer)
+    return made

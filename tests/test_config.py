@@ -1,0 +1,75 @@
+"""The configuration: defaults, validation, plans."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.errors import UserError
+
+
+def test_three_stages_cost_what_one_stock_training_costs():
+    config = UniMRSegConfig()
+    passes = config.stage1.num_epochs + 2 * config.stage2.num_epochs
+    passes += (1 + config.stage3.subsets_per_step) * config.stage3.num_epochs
+    assert passes == 1000
+    steps = {
+        (s.num_iterations_per_epoch, s.num_val_iterations_per_epoch)
+        for s in (config.stage1, config.stage2, config.stage3)
+    }
+    assert steps == {(250, 50)}
+
+
+def test_all_problems_at_once_with_the_nearest_name():
+    with pytest.raises(UserError) as error:
+        UniMRSegConfig.from_dict(
+            {
+                "stage1": {"num_epoch": 1, "mask_ratio": 2, "num_iterations_per_epoch": 1.5},
+                "stag2": {},
+                "stage2": {"views": "two_subset", "checkpoint_views": 1},
+                "stage3": {"subsets_per_step": "al", "num_epochs": True},
+            }
+        )
+    message = str(error.value)
+    assert "8 problem(s)" in message
+    for words in (
+        "unknown key 'stage1.num_epoch'. Did you mean 'num_epochs'?", "stage1.mask_ratio = 2: must be from 0.0 to 0.95",
+        "stage1.num_iterations_per_epoch = 1.5: must be a whole number",
+        "unknown section 'stag2'. Did you mean 'stage2'?",
+        "Did you mean 'two_subsets'?", "stage2.checkpoint_views = 1", "stage3.subsets_per_step = 'al'",
+        "stage3.num_epochs = True",
+    ):  # fmt: skip
+        assert words in message
+
+
+def test_plans_are_read_with_inheritance_and_defaults():
+    plans = {
+        "plans_name": "P",
+        "configurations": {
+            "3d_fullres": {"unimrseg": {"stage3": {"subsets_per_step": "all"}, "stage1": {"initial_lr": 1}}},
+            "child": {"inherits_from": "3d_fullres"},
+            "stock": {},
+        },
+    }
+    child = UniMRSegConfig.from_plans(plans, "child")
+    assert child.stage3.subsets_per_step == "all"
+    assert child.stage1.initial_lr == 1.0 and isinstance(child.stage1.initial_lr, float)
+    assert UniMRSegConfig.from_plans(plans, "stock") == UniMRSegConfig()
+    with pytest.raises(UserError, match=r"no configuration '3d_fulres'\. Did you mean '3d_fullres'"):
+        UniMRSegConfig.from_plans(plans, "3d_fulres")
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1, "1", None, True])
+def test_numbers_must_be_in_range(value):
+    with pytest.raises(UserError):
+        UniMRSegConfig.from_dict({"stage2": {"contrastive_weight": value}})
+
+
+def test_every_field_is_documented_and_its_default_valid():
+    config = UniMRSegConfig()
+    assert UniMRSegConfig.from_dict(config.to_dict()) == config
+    for section in dataclasses.fields(config):
+        for field in dataclasses.fields(getattr(config, section.name)):
+            assert len(field.metadata["doc"]) > 10, field.name

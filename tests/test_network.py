@@ -1,0 +1,291 @@
+"""The network: missing channels, adapters, the frozen encoder, cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import tiny
+import torch
+from networks import images, stock_unet, train_adapters, unet
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.networks import adapter as adapter_module
+from nnunetv2_unimrseg.networks.adapter import WindowAttention
+from nnunetv2_unimrseg.networks.build import build_network
+from nnunetv2_unimrseg.networks.unet import MissingModalityUNet, zero_missing
+
+SHAPES = [("plain", 3, False), ("plain", 3, True), ("residual", 3, False), ("plain", 2, False), ("residual", 2, True)]
+shapes = pytest.mark.parametrize(("kind", "dims", "anisotropic"), SHAPES)
+INCOMPLETE = torch.tensor([[True, False, True, False], [False, True, True, True]])
+
+
+@shapes
+def test_keys_and_shapes_without_adapters_are_stock(kind, dims, anisotropic):
+    stock = stock_unet(kind, dims, anisotropic=anisotropic).state_dict()
+    ours = unet(kind, dims, adapters=False, anisotropic=anisotropic).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in stock.items()}
+
+
+@shapes
+def test_nan_channels_are_zeros_known_to_be_missing(kind, dims, anisotropic):
+    network = unet(kind, dims, anisotropic=anisotropic).eval()
+    train_adapters(network)
+    x = images(dims)
+    marked = x.masked_fill(~INCOMPLETE.view(2, 4, *[1] * dims), math.nan)
+    with torch.no_grad():
+        expected = network(x, INCOMPLETE)
+        assert torch.equal(network(marked), expected)
+        assert torch.isfinite(expected).all()
+        assert not torch.equal(network(x), expected)
+
+
+def test_one_nan_voxel_is_enough_and_a_blank_patch_is_available():
+    x = torch.zeros(1, 3, 4, 4)
+    x[0, 1, 0, 0] = math.nan
+    zeroed, available = zero_missing(x, 3)
+    assert available.tolist() == [[True, False, True]]
+    assert torch.equal(zeroed, torch.zeros_like(x))
+
+
+def test_label_channels_of_a_cascade_are_never_missing():
+    x = images(3, channels=6)
+    zeroed, available = zero_missing(x, 4, INCOMPLETE)
+    assert available.shape == (2, 4)
+    assert torch.equal(zeroed[:, 4:], x[:, 4:])
+    assert unet(channels=6, modalities=4)(x, INCOMPLETE).shape == (2, 3, 16, 16, 16)
+
+
+@shapes
+def test_with_every_modality_adapters_change_nothing(kind, dims, anisotropic):
+    network = unet(kind, dims, anisotropic=anisotropic).eval()
+    train_adapters(network)
+    plain = MissingModalityUNet(network, 4, adapters=False)
+    x = images(dims)
+    assert torch.equal(network(x), plain(x))
+    mixed = torch.cat((x[:1], x[1:].masked_fill(torch.tensor([1.0, 0, 0, 0]).view(1, 4, *[1] * dims) > 0, math.nan)))
+    together = network(mixed)
+    assert torch.equal(together[0], plain(x)[0])
+    assert not torch.equal(together[1], plain(mixed)[1])
+
+
+@shapes
+def test_untrained_adapters_are_the_identity(kind, dims, anisotropic):
+    network = unet(kind, dims, anisotropic=anisotropic)
+    x = images(dims)
+    assert torch.equal(network(x, INCOMPLETE), network(x, INCOMPLETE, skip_adapters=True))
+
+
+@pytest.mark.parametrize("nonlin", [nn.LeakyReLU, nn.ReLU])
+def test_adapters_learn_from_the_first_step(nonlin):
+    network = unet(nonlin=nonlin)
+    network.freeze_encoder()
+    optimizer = torch.optim.SGD([parameter for parameter in network.parameters() if parameter.requires_grad], lr=0.1)
+    network(images(), INCOMPLETE).square().mean().backward()
+    assert all(adapter.scale.grad.abs().sum() > 0 for adapter in network.adapters)
+    optimizer.step()
+    optimizer.zero_grad()
+    network(images(), INCOMPLETE).square().mean().backward()
+    for name, parameter in network.adapters.named_parameters():
+        # a bias before a normalisation has no effect, nor has a key's bias inside a softmax
+        if not name.endswith("bias"):
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_frozen_encoder_stays_as_it_is_and_lets_gradients_through():
+    network = unet(norm=nn.BatchNorm3d)
+    network.freeze_encoder()
+    network.train()
+    assert not any(module.training for module in network.encoder.modules())
+    assert network.adapters.training
+    before = {key: value.clone() for key, value in network.encoder.state_dict().items()}
+    _, features = network(images(), INCOMPLETE, return_features=True)
+    features[-1].square().mean().backward()
+    assert network.adapters[0].scale.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.encoder.parameters())
+    assert all(torch.equal(before[key], value) for key, value in network.encoder.state_dict().items())
+
+
+def test_adapters_are_not_computed_when_nothing_is_missing():
+    network = unet().eval()
+    calls = []
+    for adapter in network.adapters:
+        adapter.register_forward_hook(lambda *_: calls.append(1))
+    with torch.inference_mode():
+        network(images())
+        assert not calls
+        network(images(), INCOMPLETE)
+    assert len(calls) == len(network.adapters)
+
+
+def test_compiles_into_one_graph():
+    network = unet().eval()
+    train_adapters(network)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    x = images()
+    x[0, 2] = math.nan
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), network(x))
+        torch.testing.assert_close(compiled(images()), network(images()))
+
+
+def test_deep_supervision_and_features():
+    network = unet(deep_supervision=True)
+    logits, features = network(images(), INCOMPLETE, return_features=True)
+    assert [tuple(scale.shape[2:]) for scale in logits] == [(16, 16, 16), (8, 8, 8)]
+    assert [feature.shape[1] for feature in features] == [8, 16, 24]
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (5, 8, 3), (6, 7), (16, 16)])
+@pytest.mark.parametrize(("channels", "heads"), [(8, 1), (64, 1), (192, 3)])
+def test_window_attention_against_loops(size, channels, heads):
+    torch.manual_seed(0)
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
+    attention = WindowAttention(conv, channels, 4).double()
+    assert attention.heads == heads
+    x = torch.randn(2, channels, *size, dtype=torch.double)
+    expected = torch.empty(2, 1, *size, dtype=torch.double)
+    query, key = attention.query_key(x).chunk(2, 1)
+    value = attention.value(x)
+    width = attention.inner // attention.heads
+    edges = [min(4, extent) for extent in size]
+    for starts in itertools.product(*(range(0, extent, edge) for extent, edge in zip(size, edges, strict=True))):
+        window = tuple(slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+        for sample in range(2):
+            heads = []
+            for head in range(attention.heads):
+                channel = slice(head * width, (head + 1) * width)
+                q, k = (part[(sample, channel, *window)].flatten(1).T for part in (query, key))
+                # a head's full values are any channels whose mean is the projected one
+                spread = torch.randn(width, dtype=torch.double)
+                v = value[(sample, head, *window)].flatten()[:, None] + (spread - spread.mean())[None, :]
+                heads.append(((q @ k.T / math.sqrt(width)).softmax(1) @ v).mean(1))
+            result = torch.stack(heads).mean(0)
+            expected[(sample, 0, *window)] = result.view(expected[(sample, 0, *window)].shape)
+    torch.testing.assert_close(attention(x), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (5, 8, 3), (6, 7)])
+@pytest.mark.parametrize("channels", [8, 64, 96])
+def test_fused_attention_of_gpus_gives_the_same(monkeypatch, size, channels):
+    torch.manual_seed(0)
+    attention = WindowAttention({2: nn.Conv2d, 3: nn.Conv3d}[len(size)], channels, 4)
+    x = torch.randn(2, channels, *size)
+    explicit = attention(x)
+    monkeypatch.setattr(adapter_module, "_explicit_attention", adapter_module._fused_attention)
+    torch.testing.assert_close(attention(x), explicit)
+
+
+def test_padding_of_windows_is_attended_by_none_in_half_precision():
+    torch.manual_seed(0)
+    attention = WindowAttention(nn.Conv3d, 32, 4)
+    x = torch.randn(1, 32, 5, 6, 7)
+    expected = attention(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(attention(x).float(), expected, atol=0.02, rtol=0.05)
+
+
+def test_windows_are_independent_of_each_other():
+    attention = WindowAttention(nn.Conv2d, 16, 4)
+    x = torch.randn(1, 16, 8, 6)
+    changed = x.clone()
+    changed[..., 4:, 4:] += 1
+    difference = (attention(x) != attention(changed))[0, 0]
+    assert difference[4:, 4:].all()
+    difference[4:, 4:] = False
+    assert not difference.any()
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_cost_for_a_128_cubed_plan_of_four_modalities(kind, capsys):
+    with torch.device("meta"):
+        network = unet(kind, features=(32, 64, 128, 256, 320, 320), classes=4)
+        x = torch.empty(1, 4, 128, 128, 128)
+        nothing = torch.zeros(1, 4, dtype=torch.bool)
+        counts = {}
+        for name, skip in (("complete", True), ("incomplete", False)):
+            with FlopCounterMode(display=False) as counter:
+                network(x, nothing, skip_adapters=skip)
+            counts[name] = counter.get_total_flops() / 2
+    adapters = sum(parameter.numel() for parameter in network.adapters.parameters())
+    rest = sum(parameter.numel() for parameter in network.parameters()) - adapters
+    with capsys.disabled():
+        print(
+            f"\n{kind}: {rest / 1e6:.2f} M parameters + {adapters / 1e6:.2f} M ({adapters / rest:.1%}); multiply-adds "
+            f"{counts['complete'] / 1e12:.4f} T complete, {counts['incomplete'] / 1e12:.4f} T incomplete "
+            f"(+{counts['incomplete'] / counts['complete'] - 1:.1%})"
+        )
+    assert adapters <= 0.10 * rest
+    assert counts["complete"] < counts["incomplete"] <= 1.35 * counts["complete"]
+
+
+def test_memory_measure_counts_adapters():
+    with_adapters, without = unet(), unet(adapters=False)
+    stock = stock_unet().compute_conv_feature_map_size((16, 16, 16))
+    assert without.compute_conv_feature_map_size((16, 16, 16)) == stock
+    assert with_adapters.compute_conv_feature_map_size((16, 16, 16)) > stock
+
+
+def test_a_sample_of_which_nothing_would_be_left_keeps_what_it_has():
+    x = torch.ones(2, 3, 4, 4)
+    x[0, 1] = math.nan
+    wanted = torch.tensor([[False, True, False], [False, True, False]])
+    zeroed, available = zero_missing(x, 3, wanted)
+    assert available.tolist() == [[True, False, True], [False, True, False]]
+    assert zeroed[..., 0, 0].tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_the_adapted_features_are_the_equation():
+    network = unet("residual").eval()
+    train_adapters(network)
+    with torch.no_grad():
+        x, _ = zero_missing(images(), 4, INCOMPLETE)
+        _, features = network(x, INCOMPLETE, return_features=True)
+        previous = network.encoder.stem(x)
+        for stage, adapter, feature in zip(network.encoder.stages, network.adapters, features, strict=True):
+            current = stage(previous)
+            hidden = adapter.fuse(current + adapter.inject(previous))
+            expected = current + adapter.scale * (1 - torch.sigmoid(adapter.attention(hidden))) * hidden
+            torch.testing.assert_close(feature, expected)
+            previous = feature
+
+
+def test_the_teacher_skips_adapters():
+    network = unet().eval()
+    train_adapters(network)
+    plain = MissingModalityUNet(network, 4, adapters=False)
+    assert torch.equal(network(images(), INCOMPLETE, skip_adapters=True), plain(images(), INCOMPLETE))
+
+
+def configuration(**changes: object) -> ConfigurationManager:
+    made = PlansManager(tiny.plans()).get_configuration("3d_fullres")
+    made.configuration.update(changes)
+    return made
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(0, 4), (2, 2)])
+def test_plans_shape_the_network(edge, expected):
+    network = build_network(configuration(unimrseg={"stage3": {"adapter_window": edge}}), 6, 3, True, adapters=True)
+    assert [adapter.attention.window for adapter in network.adapters] == [expected] * 2
+    assert network.num_modalities == 4
+    assert network(images(channels=6), INCOMPLETE)[0].shape == (2, 3, 16, 16, 16)
+    assert not any(adapter.scale.any() for adapter in network.adapters)
+    assert build_network(configuration(), 4, 3, False, adapters=False).adapters is None
+
+
+class NoUNet(nn.Module):
+    """A network that plans can name and that has neither encoder nor decoder."""
+
+    def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(input_channels, num_classes, 1)
+
+
+def test_a_planned_network_without_encoder_stages_is_refused():
+    other = {"network_class_name": f"{__name__}.NoUNet", "arch_kwargs": {}, "_kw_requires_import": []}
+    with pytest.raises(UserError, match=r"encoder\.stages.*NoUNet.*PlainConvUNet or ResidualEncoderUNet"):
+        build_network(configuration(architecture=other), 4, 3, False, adapters=False)

@@ -1,0 +1,127 @@
+"""`unimrseg plan`: what it checks before computing, and which configurations it preprocesses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from nnunetv2_unimrseg.cli.main import main
+from nnunetv2_unimrseg.cli.plan import configurations_to_preprocess
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.raw_dataset import check_raw_dataset
+
+DATASET = "Dataset007_Tiny"
+PLANS = {
+    "configurations": {
+        "2d": {"data_identifier": "P_2d"},
+        "3d_fullres": {"data_identifier": "P_3d_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres"},
+    }
+}
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    """A raw dataset of two cases; their files are empty, since no check reads them."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    folder = tmp_path / "nnUNet_raw" / DATASET
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
+    for case in ("case_a", "case_b"):
+        (folder / "labelsTr" / f"{case}.nii.gz").touch()
+        for channel in range(4):
+            (folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz").touch()
+    return folder
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(("plan", *arguments)) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_complete_dataset_passes(raw):
+    assert check_raw_dataset(raw) == 2
+
+
+def test_every_incomplete_training_case_is_listed_and_nothing_is_written(raw, capsys):
+    (raw / "imagesTr" / "case_a_0002.nii.gz").unlink()
+    (raw / "labelsTr" / "case_b.nii.gz").unlink()
+    (raw / "imagesTr" / "case_b_0007.nii.gz").touch()
+    (raw / "imagesTr" / "notes.nii.gz").touch()
+    message = refused(capsys, "-d", "7")
+    assert "4 problem(s)" in message
+    assert "case_a: lacks _0002 (T1)" in message
+    assert "case_b: there is no labelsTr/case_b.nii.gz" in message
+    assert "case_b: _0007 is beyond the 4 modalities" in message
+    assert "notes.nii.gz: no channel suffix" in message
+    assert not list((raw.parents[1] / "nnUNet_preprocessed").iterdir())
+
+
+def test_the_number_of_cases_must_agree(raw):
+    (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 3}))
+    with pytest.raises(UserError, match="numTraining = 3, but there are 2"):
+        check_raw_dataset(raw)
+
+
+def test_listed_files_must_exist(raw):
+    cases = {"x": {"images": [f"imagesTr/case_a_{channel:04d}.nii.gz" for channel in range(3)], "label": "gone.nii.gz"}}
+    (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 1, "dataset": cases}))
+    with pytest.raises(UserError, match=r"(?s)x: 3 images, but 4 modalities.*x: no file .*gone.nii.gz"):
+        check_raw_dataset(raw)
+
+
+def test_damaged_descriptions_are_named(raw, capsys):
+    (raw / "dataset.json").write_text('{"labels": ')
+    assert "cannot be read as JSON" in refused(capsys, "-d", "7")
+    (raw / "dataset.json").write_text("{}")
+    assert "lacks labels, numTraining, file_ending" in refused(capsys, "-d", "7")
+    (raw / "dataset.json").unlink()
+    assert "There is no file" in refused(capsys, "-d", "7")
+
+
+def test_one_modality_is_refused(raw, capsys):
+    (raw / "dataset.json").write_text(json.dumps(tiny.dataset_json(("T1",))))
+    assert "Nothing can be missing" in refused(capsys, "-d", "7")
+
+
+def test_unknown_datasets_and_configurations_name_the_nearest(raw, capsys):
+    assert f"Did you mean '{DATASET}'?" in refused(capsys, "-d", "Dataset007_Tyni")
+    assert "neither a dataset's number nor its name" in refused(capsys, "-d", "brain")
+    assert "Did you mean '3d_fullres'?" in refused(capsys, "-d", "7", "-c", "3d_fulres")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-np", "0"), "-np must be at least 1"),
+        (("-gpu_memory_target", "-1"), "more than 0 GB"),
+        (("--base-features", "33"), "from 1 to 32"),
+        (("-overwrite_plans_name", "nnUNetPlans"), "nnU-Net's own plans"),
+    ],
+)
+def test_impossible_values_are_refused_before_the_fingerprint(raw, capsys, flags, message):
+    assert message in refused(capsys, "-d", "7", *flags)
+    assert not list((raw.parents[1] / "nnUNet_preprocessed").iterdir())
+
+
+def test_a_damaged_fingerprint_asks_for_clean(raw, capsys):
+    folder = raw.parents[1] / "nnUNet_preprocessed" / DATASET
+    folder.mkdir()
+    (folder / "dataset_fingerprint.json").write_text("{")
+    assert "--clean" in refused(capsys, "-d", "7")
+
+
+def test_configurations_to_preprocess():
+    assert configurations_to_preprocess(PLANS, None) == ["2d", "3d_fullres"]
+    assert configurations_to_preprocess(PLANS, ["3d_fullres", "3d_cascade_fullres"]) == ["3d_fullres"]
+    assert configurations_to_preprocess(PLANS, ["3d_cascade_fullres"]) == ["3d_cascade_fullres"]
+    with pytest.raises(UserError, match="3d_lowres was not planned"):
+        configurations_to_preprocess(PLANS, ["2d", "3d_lowres"])

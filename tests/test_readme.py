@@ -1,0 +1,85 @@
+"""Every command and the Python example of the README, run on a tiny phantom."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGURATION, PLANS, SECTIONS, Workspace
+
+pytestmark = pytest.mark.integration
+
+README = Path(__file__).parents[1] / "README.md"
+INSTALLING = ("git clone", "pip install", "bash ")
+"""Commands that this test is itself part of, or that need another machine; each has a script of its own."""
+
+SMALLER = {
+    "unimrseg demo": " -n 5 --unseen 2 --shape 24 24 24",
+    "unimrseg plan": " -gpu_memory_target 1 --base-features 8 -np 1",
+    "unimrseg train": " -device cpu",
+    "unimrseg predict": " -device cpu -npp 0 -nps 0 --disable_tta",
+    "nnUNetv2_train": " -device cpu",
+    "nnUNetv2_predict": " -device cpu -npp 0 -nps 0 --disable_tta",
+}
+"""What is added so that a command takes seconds, on any machine."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    return [line for line in lines if not line.startswith(INSTALLING)]
+
+
+def smaller(command: str) -> str:
+    added = next((more for start, more in SMALLER.items() if command.startswith(start)), "")
+    small = " ".join(
+        f"{section}.num_epochs=1 {section}.num_iterations_per_epoch=1 {section}.num_val_iterations_per_epoch=1"
+        for section in SECTIONS
+    )
+    budget = f"\nunimrseg configure -d 900 -c {CONFIGURATION} -p {PLANS} --set {small}"
+    return command + added + (budget if command.startswith("unimrseg plan") else "")
+
+
+@pytest.mark.skipif("UNIMRSEG_TEST_README" not in os.environ, reason="trains nine times; set UNIMRSEG_TEST_README=1")
+def test_every_command_of_the_readme_runs(tmp_path):
+    made = Workspace(tmp_path, dataset=900, dataset_name="Dataset900_UniMRSegPhantom")
+    for folder in (made.raw, made.preprocessed, made.results):
+        folder.mkdir()
+    preparing = ("unimrseg demo", "unimrseg plan")
+    first = [command for command in commands() if command.startswith(preparing)]
+    then = [command for command in commands() if not command.startswith(preparing)]
+    assert len(first) == 2 and len(then) >= 10
+    script = f"set -euo pipefail\ncd {tmp_path}\n"
+    made.run("bash", "-c", script + "\n".join(map(smaller, first)), nnUNet_n_proc_DA="1")
+    patients = tmp_path / "PATIENTS"
+    shutil.copytree(made.raw / made.dataset_name / "imagesTs", patients)
+    min(patients.glob("*_0001.nii.gz")).unlink()
+    made.run("bash", "-c", script + "\n".join(map(smaller, then)), nnUNet_n_proc_DA="0", nnUNet_extTrainer="")
+    for folder in ("SEGMENTATIONS", "SEGMENTATIONS_T1_T2"):
+        assert len(list((tmp_path / folder).glob("*.nii.gz"))) == 2, folder
+    (example,) = blocks("python")
+    files = {name: sorted(patients.glob(f"*_{number:04d}.nii.gz"))[-1] for name, number in (("FLAIR", 0), ("T1", 1))}
+    values = {
+        "MODEL_FOLDER": made.model_folder("UniMRSegStage3Trainer"),
+        "T1_FILE": files["T1"],
+        "FLAIR_FILE": files["FLAIR"],
+    }  # fmt: skip
+    given = "".join(f"{name} = {str(value)!r}\n" for name, value in values.items())
+    guarded = "if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in (given + example).splitlines())
+    (tmp_path / "example.py").write_text(guarded)
+    made.run("bash", "-c", f"cd {tmp_path} && python example.py")
+
+
+def test_the_map_names_every_module():
+    text = README.read_text()
+    root = README.parent
+    for module in (root / "nnunetv2_unimrseg").glob("*.py"):
+        assert module.name == "__init__.py" or module.name in text, module.name
+    for name in re.findall(r"\]\((docs/[^)]+|[A-Z]+\.\w+)\)", text):
+        assert (root / name).exists(), name

@@ -1,0 +1,312 @@
+"""What nnU-Net expects of our classes, and that nothing of nnU-Net is changed by them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from networks import images, train_adapters, unet
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+STOCK = (nnUNetTrainer, nnUNetPredictor, DefaultPreprocessor, ConfigurationManager, PlansManager)
+BEFORE = {stock: dict(vars(stock)) for stock in STOCK}
+
+import tiny  # noqa: E402 (what follows must come after the look at nnU-Net's classes)
+
+from nnunetv2_unimrseg.config import Stage2Config, Stage3Config  # noqa: E402
+from nnunetv2_unimrseg.errors import UserError  # noqa: E402
+from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION  # noqa: E402
+from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer  # noqa: E402
+from nnunetv2_unimrseg.trainers.segmentation import mark_missing  # noqa: E402
+from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer  # noqa: E402
+from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer  # noqa: E402
+from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer  # noqa: E402
+
+TRAINERS = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
+
+
+def parameters(function: object) -> list[tuple[str, object]]:
+    return [(parameter.name, parameter.kind) for parameter in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_overrides_have_nnunets_signatures(trainer):
+    assert trainer.__name__ == TRAINER_OF_SECTION[trainer.section]
+    for name, stock in vars(nnUNetTrainer).items():
+        if inspect.isfunction(stock) or isinstance(stock, staticmethod):
+            ours = inspect.getattr_static(trainer, name)
+            assert isinstance(ours, staticmethod) == isinstance(stock, staticmethod), name
+            assert parameters(getattr(trainer, name)) == parameters(getattr(nnUNetTrainer, name)), name
+
+
+def test_nothing_of_nnunet_is_changed():
+    plans = PlansManager(tiny.plans())
+    other = PlansManager(tiny.plans())
+    configuration = plans.get_configuration("3d_fullres")
+    for trainer in TRAINERS:
+        trainer.build_network_architecture(plans, configuration, 4, 3, True)
+    assert configuration.preprocessor_class is not DefaultPreprocessor
+    assert other.get_configuration("3d_fullres").preprocessor_class is DefaultPreprocessor
+    for stock, before in BEFORE.items():
+        assert dict(vars(stock)) == before, stock
+
+
+def test_stage_1_refuses_to_segment_in_one_sentence():
+    plans = PlansManager(tiny.plans())
+    configuration = plans.get_configuration("3d_fullres")
+    network = UniMRSegStage1Trainer.build_network_architecture(plans, configuration, 4, 3, True)
+    assert network(images()).shape == (2, 4, 16, 16, 16)
+    assert not any(parameter.requires_grad for parameter in network.decoder.seg_layers[:-1].parameters())
+    with pytest.raises(UserError, match="stage-1 model: it reconstructs images and cannot segment"):
+        UniMRSegStage1Trainer.build_network_architecture(plans, configuration, 4, 3, False)
+
+
+def test_mark_missing_leaves_label_channels_alone():
+    data = images(channels=6)
+    marked = mark_missing(data, torch.tensor([[True, False, True, True]] * 2))
+    assert torch.isnan(marked[:, 1]).all()
+    assert torch.equal(marked[:, [0, 2, 3, 4, 5]], data[:, [0, 2, 3, 4, 5]])
+
+
+def segmentation_loss(kind: str) -> torch.nn.Module:
+    dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
+    if kind == "regions":
+        return DC_and_BCE_loss(
+            {}, {**dice, "do_bg": True}, use_ignore_label=True, dice_class=MemoryEfficientSoftDiceLoss
+        )
+    return DC_and_CE_loss({**dice, "do_bg": False}, {}, ignore_label=3, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+def labels(kind: str, *, ignored: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    if kind == "regions":
+        target = torch.rand(2, 4, 16, 16, 16, generator=generator) > 0.5
+        target[:, 3] = ignored
+        return target
+    return (
+        torch.full((2, 1, 16, 16, 16), 3) if ignored else torch.randint(0, 3, (2, 1, 16, 16, 16), generator=generator)
+    )
+
+
+def stub(trainer: type, network: torch.nn.Module, kind: str, settings: object) -> SimpleNamespace:
+    """Just what `compute_loss` needs of a trainer."""
+    made = SimpleNamespace(
+        network=network, settings=settings, loss=segmentation_loss(kind), modalities=tuple("abcd"), is_ddp=False,
+        device=torch.device("cpu"), label_manager=SimpleNamespace(has_regions=kind == "regions"),
+    )  # fmt: skip
+    for name in ("run_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "compute_loss"):
+        if hasattr(trainer, name):
+            setattr(made, name, getattr(trainer, name).__get__(made))
+    trainer.prepare(made)
+    return made
+
+
+CASES = [
+    (UniMRSegStage2Trainer, Stage2Config, False), (UniMRSegStage3Trainer, Stage3Config, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["classes", "regions"])
+@pytest.mark.parametrize(("trainer", "config", "adapters"), CASES)
+def test_checkpointed_views_give_the_same_loss_and_gradients(trainer, config, adapters, kind):
+    results = []
+    for checkpoint_views in (False, True):
+        network = unet(adapters=adapters)
+        if adapters:
+            train_adapters(network)
+            network.freeze_encoder()
+        made = stub(trainer, network, kind, config(checkpoint_views=checkpoint_views))
+        torch.manual_seed(5)
+        if adapters:
+            made.deck._random.seed(4)
+        loss = made.compute_loss(images(), labels(kind), {"keys": ["p1", "p2"]})
+        loss.backward()
+        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), gradients))
+    (loss, gradients), (checkpointed_loss, checkpointed_gradients) = results
+    torch.testing.assert_close(checkpointed_loss, loss)
+    assert gradients.keys() == checkpointed_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(checkpointed_gradients[name], gradient, msg=name)
+
+
+def test_stage_3_teaches_adapters_and_decoder_only():
+    network = unet()
+    network.freeze_encoder()
+    made = stub(UniMRSegStage3Trainer, network, "classes", Stage3Config(subsets_per_step="all"))
+    assert len(made._deal_subsets(2)) == 14
+    made.compute_loss(images(), labels("classes"), {"keys": ["p1", "p2"]}).backward()
+    learned = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learned == {"adapters", "decoder"}
+
+
+@pytest.mark.parametrize("kind", ["classes", "regions"])
+def test_ignored_voxels_give_no_supervised_gradient(kind):
+    network = unet(adapters=False)
+    made = stub(UniMRSegStage2Trainer, network, kind, Stage2Config(contrastive_weight=0.0))
+    made.compute_loss(images(), labels(kind, ignored=True), {"keys": ["p1", "p2"]}).backward()
+    total = sum(p.grad.abs().sum() for p in network.parameters() if p.grad is not None)
+    assert float(total) == pytest.approx(0, abs=1e-6)
+
+
+def test_complete_and_incomplete_views_of_the_paper():
+    made = stub(UniMRSegStage2Trainer, unet(adapters=False), "classes", Stage2Config(views="complete_and_incomplete"))
+    first, second = made._draw_views(50)
+    assert first.all()
+    assert not second.all(1).any()
+    assert second.any(1).all()
+
+
+def test_nan_never_reaches_a_loss():
+    data = images()
+    data[0, 1] = math.nan
+    for trainer, config, adapters in CASES:
+        made = stub(trainer, unet(adapters=adapters), "classes", config())
+        assert torch.isfinite(made.compute_loss(data, labels("classes"), {"keys": ["p1", "p2"]}))
+
+
+PROMISE_6 = """
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling import plans_handler
+from nnunetv2.utilities import find_objects
+import os, tiny
+
+stock = (nnUNetTrainer, nnUNetPredictor, DefaultPreprocessor, plans_handler.ConfigurationManager,
+         plans_handler.PlansManager, plans_handler, find_objects)
+before, environment = [dict(vars(entry)) for entry in stock], dict(os.environ)
+from nnunetv2_unimrseg.nnunet_ext import unimrseg_trainers
+from nnunetv2_unimrseg import predictor
+for name in unimrseg_trainers.__all__:
+    manager = plans_handler.PlansManager(tiny.plans())
+    build = getattr(unimrseg_trainers, name).build_network_architecture
+    build(manager, manager.get_configuration("3d_fullres"), 4, 3, True)
+    other = plans_handler.PlansManager(tiny.plans())
+    assert other.get_configuration("3d_fullres").preprocessor_class is DefaultPreprocessor
+changed = [entry for entry, old in zip(stock, before) if dict(vars(entry)) != old]
+assert not changed, changed
+assert dict(os.environ) == environment
+"""
+
+
+def test_a_fresh_process_finds_nnunet_as_it_was():
+    folder = str(Path(__file__).parent)
+    paths = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+    result = subprocess.run(
+        [sys.executable, "-c", PROMISE_6], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_init_has_nnunets_parameters_and_defaults(trainer):
+    theirs, ours = (inspect.signature(cls.__init__).parameters for cls in (nnUNetTrainer, trainer))
+    assert list(ours) == list(theirs) == ["self", "plans", "configuration", "fold", "dataset_json", "device"]
+    assert ours["device"].default == theirs["device"].default
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path / "results"
+
+
+def instance(trainer: type, *, names: tuple[str, ...] = tiny.NAMES, device: str = "cpu", **settings: object):
+    plans = tiny.plans()
+    plans["continue_training"] = False
+    plans["configurations"]["3d_fullres"]["unimrseg"] = {trainer.section: settings}
+    return trainer(plans, "3d_fullres", 0, tiny.dataset_json(names), torch.device(device))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_settings_of_the_plans_are_the_trainers(trainer, folders):
+    values = {
+        "num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 5, "initial_lr": 0.5,
+        "weight_decay": 0.25, "oversample_foreground_percent": 0.75, "save_every": 7,
+    }  # fmt: skip
+    made = instance(trainer, **values, cpu_precision="float32")
+    assert {name: getattr(made, name) for name in values} == values
+    assert made.uses_bfloat16 is False
+    assert instance(trainer, cpu_precision="bfloat16").uses_bfloat16 is True
+    assert made.enable_deep_supervision is True
+
+
+BAD = [
+    ({"num_epoch": 1}, "Did you mean 'num_epochs'", {}),
+    ({}, "Nothing can be missing", {"names": ("CT",)}),
+    ({}, "-device cpu", {"device": "cuda"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "words", "options"), BAD, ids=["key", "one modality", "cuda"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_bad_input_is_one_error_and_leaves_no_folder(trainer, settings, words, options, folders, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=words):
+        instance(trainer, **options, **settings)
+    assert not folders.exists()
+
+
+def test_incomplete_views_need_dropout(folders):
+    never = {"views": "complete_and_incomplete", "subset_sampling": "per_modality"}
+    with pytest.raises(UserError, match=r"stage2\.dropout_probability = 0\.0 hardly ever drops"):
+        instance(UniMRSegStage2Trainer, **never, dropout_probability=0.0)
+    assert not folders.exists()
+    instance(UniMRSegStage2Trainer, **never, dropout_probability=0.3)
+
+
+def test_a_missing_stage_names_folder_and_command(folders):
+    with pytest.raises(UserError) as error:
+        instance(UniMRSegStage3Trainer).initial_checkpoint()
+    message = str(error.value)
+    assert "UniMRSegStage2Trainer__nnUNetPlans__3d_fullres/fold_0" in message
+    assert "nnUNetv2_train 998 3d_fullres 0 -tr UniMRSegStage2Trainer -p nnUNetPlans -device cpu" in message
+    assert "stage3.start_from=PATH" in message
+    assert instance(UniMRSegStage1Trainer).initial_checkpoint() is None
+    assert instance(UniMRSegModalityDropoutTrainer).initial_checkpoint() is None
+
+
+def test_start_from_names_a_checkpoint_of_each_fold(folders, tmp_path):
+    (tmp_path / "fold_0.pth").touch()
+    made = instance(UniMRSegStage2Trainer, start_from=str(tmp_path / "fold_{fold}.pth"))
+    assert made.initial_checkpoint() == tmp_path / "fold_0.pth"
+    (tmp_path / "fold_0.pth").unlink()
+    with pytest.raises(UserError, match=r"stage2\.start_from names .*fold_0\.pth, which does not exist"):
+        made.initial_checkpoint()
+
+
+def test_stage_3_optimises_what_learns_only(folders):
+    made = instance(UniMRSegStage3Trainer)
+    made.network = unet()
+    made.network.freeze_encoder()
+    optimizer, _ = made.configure_optimizers()
+    learning = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    frozen = {id(parameter) for parameter in made.network.encoder.parameters()}
+    everything = {id(parameter) for parameter in made.network.parameters()}
+    assert learning == everything - frozen
+    assert optimizer.param_groups[0]["lr"] == Stage3Config().initial_lr
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_only_stage_3_has_adapters_and_a_frozen_encoder(trainer):
+    plans = PlansManager(tiny.plans())
+    network = trainer.build_network_architecture(plans, plans.get_configuration("3d_fullres"), 4, 3, True)
+    frozen = [not parameter.requires_grad for parameter in network.encoder.parameters()]
+    is_stage_3 = trainer is UniMRSegStage3Trainer
+    assert (network.adapters is not None) is is_stage_3
+    assert all(frozen) if is_stage_3 else not any(frozen)
+    assert network.train().encoder.training is not is_stage_3

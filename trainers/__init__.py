@@ -1,0 +1,1 @@
+"""The nnU-Net trainers: three stages and the modality-dropout control."""

@@ -1,0 +1,208 @@
+"""What all trainers here share: configuration, network, precision, the training step, the start from another stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from nnunetv2_unimrseg.checkpoints import read_checkpoint, take_weights
+from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.networks.build import build_network
+from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.preprocessing import read_absent_files
+from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
+
+GRADIENT_NORM_LIMIT = 12
+"""nnU-Net's."""
+
+
+class UniMRSegTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the network that understands missing modalities. Subclasses name their `section`."""
+
+    section: ClassVar[str]
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
+        self.settings = getattr(UniMRSegConfig.from_plans(plans, configuration), self.section)
+        self.modalities = Modalities.from_dataset_json(dataset_json)
+        _check_surroundings(device)
+        self.prepare()
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        for field in dataclasses.fields(TrainingConfig):
+            if hasattr(self, field.name):
+                setattr(self, field.name, getattr(self.settings, field.name))
+        self.weights_were_loaded = False
+        native = self.settings.cpu_precision == "auto" and cpu_has_native_bfloat16()
+        self.uses_bfloat16 = self.device.type == "cpu" and (native or self.settings.cpu_precision == "bfloat16")
+
+    def prepare(self) -> None:
+        """Check the settings against the modalities, before nnU-Net creates any folder."""
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> MissingModalityUNet:
+        """Build the network without adapters, and let this configuration's preprocessing read absent files."""
+        read_absent_files(configuration_manager)
+        return build_network(
+            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=False
+        )
+
+    @property
+    def unwrapped_network(self) -> MissingModalityUNet:
+        """The network below DDP and torch.compile."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def initialize(self) -> None:
+        super().initialize()
+        network = self.unwrapped_network
+        network.register_load_state_dict_post_hook(self._note_loaded_weights)
+        if self.uses_bfloat16:
+            network.to(memory_format=self._memory_format)
+            self.print_to_log_file("Training steps use bfloat16 autocast and channels-last memory on this CPU.")
+
+    def _note_loaded_weights(self, _network: torch.nn.Module, _incompatible_keys: object) -> None:
+        self.weights_were_loaded = True
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        three_dimensional = len(self.configuration_manager.patch_size) == 3
+        return torch.channels_last_3d if three_dimensional else torch.channels_last
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        if isinstance(filename_or_checkpoint, str):
+            read_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def on_train_start(self) -> None:
+        if not self.weights_were_loaded:
+            initial = self.initial_checkpoint()
+            if initial is not None:
+                if not self.was_initialized:
+                    self.initialize()
+                take_weights(
+                    self.unwrapped_network, initial, self.configuration_manager.configuration, self.print_to_log_file
+                )
+        super().on_train_start()
+
+    def initial_checkpoint(self) -> Path | None:
+        """Return the checkpoint whose weights a new training starts from; None for a random start.
+
+        Raises:
+            UserError: when the stage before this one has not finished, or `start_from` names no file.
+        """
+        start_from = getattr(self.settings, "start_from", "")
+        if start_from:
+            path = Path(start_from.replace("{fold}", str(self.fold)))
+            if not path.is_file():
+                raise UserError(
+                    f"{self.section}.start_from names {path}, which does not exist. Correct it with "
+                    f"`unimrseg configure`, or unset it to start from the stage before."
+                )
+            return path
+        if self.section not in PREVIOUS_STAGE:
+            return None
+        return self._checkpoint_of(PREVIOUS_STAGE[self.section])
+
+    def _checkpoint_of(self, stage: str) -> Path:
+        trainer = TRAINER_OF_SECTION[stage]
+        plans, configuration = self.plans_manager.plans_name, self.configuration_name
+        folder = Path(self.output_folder_base).parent / f"{trainer}__{plans}__{configuration}" / f"fold_{self.fold}"
+        path = folder / "checkpoint_final.pth"
+        if not path.is_file():
+            dataset = self.plans_manager.dataset_name.removeprefix("Dataset").split("_")[0]
+            device = "" if self.device.type == "cuda" else f" -device {self.device.type}"
+            raise UserError(
+                f"{self.__class__.__name__} starts from {stage}, which has not finished for this dataset, plans, "
+                f"configuration and fold: there is no checkpoint_final.pth in {folder}. Train it first:\n"
+                f"  nnUNetv2_train {int(dataset)} {configuration} {self.fold} -tr {trainer} -p {plans}{device}\n"
+                f"or name another checkpoint to start from:\n"
+                f"  unimrseg configure -d {int(dataset)} -c {configuration} -p {plans} "
+                f"--set {self.section}.start_from=PATH"
+            )
+        return path
+
+    def autocast(self) -> AbstractContextManager:
+        """The arithmetic of a training step: float16 on CUDA as in nnU-Net, bfloat16 on CPUs that have it."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda")
+        return torch.autocast("cpu", torch.bfloat16) if self.uses_bfloat16 else nullcontext()
+
+    def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        """Return the loss of one training step (a scalar); runs inside `autocast`.
+
+        Args:
+            data: `(B, C, X, Y[, Z])` on the device, normalised and augmented; NaN channels are missing.
+            target: the labels, a list of resolutions under deep supervision.
+            batch: nnU-Net's batch, with `keys` (case of each sample).
+        """
+        raise NotImplementedError
+
+    def train_step(self, batch: dict) -> dict:
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"]
+        if isinstance(target, list):
+            target = [scale.to(self.device, non_blocking=True) for scale in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+        if self.uses_bfloat16:
+            data = data.contiguous(memory_format=self._memory_format)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss = self.compute_loss(data, target, batch)
+        self._step(loss)
+        return {"loss": loss.detach().float().cpu().numpy()}
+
+    def _step(self, loss: Tensor) -> None:
+        if self.grad_scaler is None:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def run_view(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """Call `function(*arguments)` for one view; with `checkpoint_views` its activations are not kept."""
+        if self.settings.checkpoint_views:
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+
+def _check_surroundings(device: torch.device) -> None:
+    if not nnUNet_results.is_set():
+        raise UserError(
+            "nnUNet_results is not set, so there is no place for the model. Set it to a folder: "
+            "export nnUNet_results=/path/to/nnUNet_results"
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("Training was asked for on 'cuda', and torch finds no CUDA device. Add: -device cpu")

@@ -1,0 +1,90 @@
+"""What the trainers that segment share: pseudo Dice for complete and for incomplete inputs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from torch import Tensor
+from torch import distributed as dist
+
+from nnunetv2_unimrseg.augmentation import SubsetDeck
+from nnunetv2_unimrseg.losses import Float32Loss
+from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
+from nnunetv2_unimrseg.trainers.progress import ProgressLogger
+
+COUNTS = ("tp_hard", "fp_hard", "fn_hard")
+INCOMPLETE = "incomplete_"
+VALIDATION_SEED = 12345
+
+
+def mark_missing(data: Tensor, available: Tensor) -> Tensor:
+    """Return `data` `(B, C, X, Y[, Z])` with NaN in the image channels that `available` `(B, M)` lacks."""
+    images = available.shape[1]
+    kept = torch.nn.functional.pad(available, (0, data.shape[1] - images), value=True).to(data.device)
+    return torch.where(kept.view(*kept.shape, *[1] * (data.ndim - 2)), data, math.nan)
+
+
+class SegmentationTrainer(UniMRSegTrainer):
+    """Validates every batch twice, complete and with random incomplete subsets; `checkpoint_best` follows the mean."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: ANN001, B008
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.logger.local_logger = ProgressLogger(
+            {
+                "dice_complete": "pseudo Dice, complete input",
+                "dice_incomplete": "pseudo Dice, random incomplete subsets",
+                "ema_fg_dice": "mean of both (moving average)",
+            },
+            "pseudo Dice, mean over classes (0 to 1)",
+        )
+        self.validation_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED)
+
+    def _build_loss(self) -> torch.nn.Module:
+        loss = super()._build_loss()
+        return Float32Loss(loss) if self.uses_bfloat16 else loss
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.validation_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED + self.local_rank)
+
+    def validation_step(self, batch: dict) -> dict:
+        incomplete_data = mark_missing(batch["data"], self.validation_deck.deal(len(batch["data"])))
+        target = batch["target"]
+        untouched = [scale.clone() for scale in target] if isinstance(target, list) else target.clone()
+        with self.autocast():
+            complete = super().validation_step(batch)
+            incomplete = super().validation_step({**batch, "data": incomplete_data, "target": untouched})
+        outputs = {INCOMPLETE + name: incomplete[name] for name in COUNTS}
+        outputs.update({name: complete[name] for name in COUNTS})
+        outputs["loss"] = (complete["loss"] + incomplete["loss"]) / 2
+        return outputs
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        outputs = collate_outputs(val_outputs)
+        complete = self._pseudo_dice(outputs, "")
+        incomplete = self._pseudo_dice(outputs, INCOMPLETE)
+        losses = self._from_all_ranks(outputs["loss"])
+        self.logger.log("dice_complete", float(np.nanmean(complete)), self.current_epoch)
+        self.logger.log("dice_incomplete", float(np.nanmean(incomplete)), self.current_epoch)
+        self.logger.log("dice_per_class_or_region", list((complete + incomplete) / 2), self.current_epoch)
+        self.logger.log("mean_fg_dice", float(np.nanmean((complete, incomplete))), self.current_epoch)
+        self.logger.log("val_losses", float(np.mean(np.concatenate(losses))), self.current_epoch)
+        self.print_to_log_file("Pseudo dice, complete input  ", np.round(complete, 4).tolist())
+        self.print_to_log_file("Pseudo dice, incomplete input", np.round(incomplete, 4).tolist())
+        self.print_to_log_file("The pseudo dice below is the mean of both; the best checkpoint follows it.")
+
+    def _pseudo_dice(self, outputs: dict[str, Any], prefix: str) -> np.ndarray:
+        tp, fp, fn = (np.sum(self._from_all_ranks(np.sum(outputs[prefix + name], axis=0)), axis=0) for name in COUNTS)
+        with np.errstate(invalid="ignore"):
+            return (2 * tp / (2 * tp + fp + fn)).astype(float)
+
+    def _from_all_ranks(self, value: object) -> list:
+        if not self.is_ddp:
+            return [value]
+        gathered = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, value)
+        return gathered

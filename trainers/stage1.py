@@ -1,0 +1,218 @@
+"""Stage 1: multi-granular modality reconstruction (paper section 3.1)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from time import time
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import save_json
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
+from torch import distributed as dist
+
+from nnunetv2_unimrseg.augmentation import draw_corruption
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.losses import reconstruction_loss, ssim
+from nnunetv2_unimrseg.networks.build import build_network
+from nnunetv2_unimrseg.networks.unet import MissingModalityUNet, zero_missing
+from nnunetv2_unimrseg.preprocessing import read_absent_files
+from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
+from nnunetv2_unimrseg.trainers.progress import ProgressLogger
+from nnunetv2_unimrseg.trainers.reconstruction import (
+    missing_patterns,
+    reconstruction_scores,
+    summarise,
+    write_reconstruction_figure,
+)
+from nnunetv2_unimrseg.trainers.segmentation import mark_missing
+
+VALIDATION_SEED = 12345
+
+
+class UniMRSegStage1Trainer(UniMRSegTrainer):
+    """Reconstructs all modalities from a corrupted patch; labels are not used."""
+
+    section: ClassVar[str] = "stage1"
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: ANN001, B008
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.logger.local_logger = ProgressLogger(
+            {"val_l1": "validation L1 (normalised intensity)", "val_ssim": "validation SSIM"},
+            "reconstruction of corrupted validation patches",
+            keeps_dice=False,
+        )
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> MissingModalityUNet:
+        """Build the network with one output channel per image channel, at full resolution only.
+
+        Raises:
+            UserError: when deep supervision is off, which is how prediction of a segmentation asks for the network.
+        """
+        if not enable_deep_supervision:
+            raise UserError(
+                "This is a stage-1 model: it reconstructs images and cannot segment; train stages 2 and 3 and "
+                "predict with -tr UniMRSegStage3Trainer."
+            )
+        read_absent_files(configuration_manager)
+        channels = len(configuration_manager.normalization_schemes)
+        network = build_network(configuration_manager, num_input_channels, channels, False, adapters=False)
+        network.decoder.seg_layers[:-1].requires_grad_(False)
+        return network
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Do nothing: the heads of deep supervision take no part."""
+
+    def _get_deep_supervision_scales(self) -> None:
+        return None
+
+    def _build_loss(self) -> partial:
+        return partial(
+            reconstruction_loss,
+            l1_weight=self.settings.l1_weight,
+            ssim_weight=self.settings.ssim_weight,
+            window=self.settings.ssim_window,
+        )
+
+    def _reconstruct(self, data: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """Corrupt and reconstruct: input shown, reconstruction, target (each `(B, M, ...)`), known `(B, M)`."""
+        count = len(self.modalities)
+        target, known = zero_missing(data[:, :count], count)
+        corruption = draw_corruption(target.shape, self.settings, generator)
+        corrupted, available = corruption.apply(data[:, :count])
+        prediction = self.network(torch.cat((corrupted, data[:, count:]), 1), available)
+        return corrupted, prediction, target, known
+
+    def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        _, prediction, complete, known = self._reconstruct(data)
+        return self.loss(prediction, complete, known=known)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._validation_draws = torch.Generator().manual_seed(VALIDATION_SEED + self.local_rank)
+
+    def validation_step(self, batch: dict) -> dict:
+        data = batch["data"].to(self.device, non_blocking=True)
+        with self.autocast():
+            corrupted, prediction, target, known = self._reconstruct(data, self._validation_draws)
+            loss = self.loss(prediction, target, known=known)
+        prediction = prediction.float()
+        absolute = (prediction - target).abs().flatten(2).mean(2)[known].mean()
+        similarity = ssim(prediction, target, self.settings.ssim_window)[known].mean()
+        self._shown = corrupted[0], prediction[0], target[0]
+        return {"loss": loss.float().cpu().numpy(), "l1": absolute.cpu().numpy(), "ssim": similarity.cpu().numpy()}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        outputs = collate_outputs(val_outputs)
+        means = np.array([np.mean(outputs[name]) for name in ("loss", "l1", "ssim")])
+        if self.is_ddp:
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, means)
+            means = np.mean(gathered, axis=0)
+        for key, value in zip(("val_losses", "val_l1", "val_ssim"), means.tolist(), strict=True):
+            self.logger.log(key, value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's, for reconstruction: no Dice, and the best checkpoint follows the validation loss."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        last = {key: self.logger.get_value(key, step=-1) for key in self.logger.local_logger.my_fantastic_logging}
+        self.print_to_log_file("train_loss", np.round(last["train_losses"], decimals=4))
+        self.print_to_log_file("val_loss", np.round(last["val_losses"], decimals=4))
+        self.print_to_log_file(
+            f"Reconstruction of corrupted validation patches: L1 {last['val_l1']:.4f}, SSIM {last['val_ssim']:.4f}"
+        )
+        self.print_to_log_file(f"Epoch time: {last['epoch_end_timestamps'] - last['epoch_start_timestamps']:.2f} s")
+        if (self.current_epoch + 1) % self.save_every == 0 and self.current_epoch != self.num_epochs - 1:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        smoothed = self._smoothed_loss()
+        if self._best_ema is None or smoothed < self._best_ema:
+            self._best_ema = smoothed
+            self.print_to_log_file(f"New best validation loss (moving average): {smoothed:.4f}")
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_best.pth"))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+            title = f"stage 1, epoch {self.current_epoch}: one validation patch"
+            write_reconstruction_figure(
+                Path(self.output_folder) / "reconstruction.png", *self._shown, self.modalities, title
+            )
+        self.current_epoch += 1
+
+    def _smoothed_loss(self) -> float:
+        smoothed, *later = self.logger.get_value("val_losses", step=None)
+        for value in later:
+            smoothed = 0.9 * smoothed + 0.1 * value
+        return float(smoothed)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Reconstruct the validation cases under each missing pattern and write validation/summary.json.
+
+        Modalities are taken out after preprocessing. Nothing is segmented, so `save_probabilities` has no effect.
+        """
+        self.network.eval()
+        predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False)
+        predictor.manual_initialization(
+            self.network,
+            self.plans_manager,
+            self.configuration_manager,
+            None,
+            self.dataset_json,
+            self.__class__.__name__,
+            self.inference_allowed_mirroring_axes,
+        )
+        predictor.label_manager = SimpleNamespace(num_segmentation_heads=len(self.modalities))
+        _, keys = self.do_split()
+        if self.is_ddp:
+            keys = keys[self.local_rank :: dist.get_world_size()]
+        cases = [self._score_case(predictor, key) for key in keys]
+        if self.is_ddp:
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, cases)
+            cases = [case for part in gathered for case in part]
+        if self.local_rank == 0:
+            folder = Path(self.output_folder) / "validation"
+            folder.mkdir(exist_ok=True)
+            summary = summarise(cases, self.modalities)
+            save_json(summary, str(folder / "summary.json"), sort_keys=False)
+            overall = summary["missing_modalities_mean"]
+            for figure, value in overall.items():
+                self.logger.log_summary(f"final_val/missing_modalities_{figure}", value)
+            self.print_to_log_file("Validation complete")
+            self.print_to_log_file(
+                "Mean over missing modalities: " + ", ".join(f"{name} {value:.4f}" for name, value in overall.items())
+            )
+
+    def _score_case(self, predictor: nnUNetPredictor, key: str) -> dict:
+        self.print_to_log_file(f"reconstructing {key}")
+        dataset = self.dataset_class(
+            self.preprocessed_dataset_folder,
+            [key],
+            folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage,
+        )
+        data, _, previous_labels, _ = dataset.load_case(key)
+        data = torch.from_numpy(np.array(data[:]))
+        images = data.clone()
+        if self.is_cascaded:
+            from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+            labels = convert_labelmap_to_one_hot(previous_labels[:], self.label_manager.foreground_labels, np.float32)
+            data = torch.cat((data, torch.from_numpy(labels)))
+        metrics = {}
+        for pattern in missing_patterns(len(self.modalities)):
+            incomplete = mark_missing(data[None], torch.tensor([pattern]))[0]
+            reconstruction = predictor.predict_sliding_window_return_logits(incomplete).cpu()
+            scores = reconstruction_scores(reconstruction, images, self.settings.ssim_window)
+            metrics[self.modalities.describe(pattern)] = dict(zip(self.modalities, scores, strict=True))
+        return {"case": key, "metrics": metrics}

@@ -1,0 +1,58 @@
+"""Stage 2: modality-invariant contrastive learning beside segmentation (paper section 3.2)."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunetv2_unimrseg.augmentation import draw_subsets
+from nnunetv2_unimrseg.distributed import gather_with_gradient
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.losses import multi_stage_nt_xent
+from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+
+
+class UniMRSegStage2Trainer(SegmentationTrainer):
+    """Two views of every sample: mean of nnU-Net's loss on both + contrastive_weight * NT-Xent of their features."""
+
+    section: ClassVar[str] = "stage2"
+
+    def prepare(self) -> None:
+        settings = self.settings
+        rarely_drops = settings.subset_sampling == "per_modality" and settings.dropout_probability < 0.01
+        if settings.views == "complete_and_incomplete" and rarely_drops:
+            raise UserError(
+                f"stage2.views = 'complete_and_incomplete' needs incomplete views, but stage2.dropout_probability = "
+                f"{settings.dropout_probability} hardly ever drops a modality. Set it to 0.01 or more with "
+                "`unimrseg configure`, or use stage2.subset_sampling = 'uniform'."
+            )
+
+    def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        views = [self.run_view(self._view, data, target, subsets) for subsets in self._draw_views(len(data))]
+        (first_loss, *first), (second_loss, *second) = views
+        loss = (first_loss + second_loss) / 2
+        if self.settings.contrastive_weight == 0:
+            return loss
+        patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]], device=self.device)
+        if self.is_ddp:
+            first, second, patients = (gather_with_gradient(part) for part in (first, second, [patients]))
+            patients = patients[0]
+        contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature)
+        return loss + self.settings.contrastive_weight * contrast
+
+    def _draw_views(self, num_samples: int) -> list[Tensor]:
+        count = len(self.modalities)
+        second = draw_subsets(num_samples, count, self.settings, complete_allowed=self.settings.views == "two_subsets")
+        if self.settings.views == "two_subsets":
+            first = draw_subsets(num_samples, count, self.settings)
+        else:
+            first = torch.ones_like(second)
+        return [first.to(self.device), second.to(self.device)]
+
+    def _view(self, data: Tensor, target: Tensor | list[Tensor], available: Tensor) -> tuple[Tensor, ...]:
+        logits, features = self.network(data, available, return_features=True)
+        pooled = [stage.mean(tuple(range(2, stage.ndim)), dtype=torch.float32) for stage in features]
+        return self.loss(logits, target), *pooled

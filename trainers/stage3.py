@@ -1,0 +1,98 @@
+"""Stage 3: incomplete modality adaptive fine-tuning with a frozen encoder (paper section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
+
+from nnunetv2_unimrseg.augmentation import SubsetDeck
+from nnunetv2_unimrseg.losses import feature_consistency, prediction_consistency
+from nnunetv2_unimrseg.modalities import incomplete_subsets
+from nnunetv2_unimrseg.networks.build import build_network
+from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.preprocessing import read_absent_files
+from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+
+
+def full_resolution(logits: Tensor | list[Tensor]) -> Tensor:
+    """Return the full-resolution logits, which come first under deep supervision."""
+    return logits if isinstance(logits, Tensor) else logits[0]
+
+
+class UniMRSegStage3Trainer(SegmentationTrainer):
+    """The complete view teaches the incomplete ones: loss(complete) + mean over incomplete views of their loss.
+
+    An incomplete view's loss is feature_weight * L1 of encoder features + prediction_weight * distance of
+    predictions, both to the teacher's, + incomplete_label_weight * nnU-Net's loss.
+    """
+
+    section: ClassVar[str] = "stage3"
+
+    def prepare(self) -> None:
+        count = len(self.modalities)
+        self.deck = SubsetDeck(count)
+        every = self.settings.subsets_per_step == "all"
+        self.every_subset = torch.tensor(incomplete_subsets(count)) if every else None
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> MissingModalityUNet:
+        """Build the network with adapters and a frozen encoder."""
+        read_absent_files(configuration_manager)
+        network = build_network(
+            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=True
+        )
+        network.freeze_encoder()
+        return network
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(
+            learning, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+        )
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        loss, teacher_logits, *teacher_features = self.run_view(self._teacher_view, data, target)
+        teacher = (teacher_logits.detach(), *(features.detach() for features in teacher_features))
+        subsets = self._deal_subsets(len(data))
+        students = [self.run_view(self._student_view, data, target, available, *teacher) for available in subsets]
+        return loss + torch.stack(students).mean()
+
+    def _deal_subsets(self, num_samples: int) -> list[Tensor]:
+        if self.every_subset is not None:
+            return [subset.expand(num_samples, -1).to(self.device) for subset in self.every_subset]
+        views = self.settings.subsets_per_step
+        return list(self.deck.deal(num_samples * views).to(self.device).chunk(views))
+
+    def _teacher_view(self, data: Tensor, target: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
+        logits, features = self.network(data, skip_adapters=True, return_features=True)
+        return self.loss(logits, target), full_resolution(logits), *features
+
+    def _student_view(
+        self,
+        data: Tensor,
+        target: Tensor | list[Tensor],
+        available: Tensor,
+        teacher_logits: Tensor,
+        *teacher_features: Tensor,
+    ) -> Tensor:
+        settings = self.settings
+        logits, features = self.network(data, available, return_features=True)
+        loss = settings.feature_weight * feature_consistency(features, teacher_features)
+        if settings.prediction_weight > 0:
+            regions = self.label_manager.has_regions
+            distance = prediction_consistency(full_resolution(logits), teacher_logits, regions=regions)
+            loss = loss + settings.prediction_weight * distance
+        if settings.incomplete_label_weight > 0:
+            loss = loss + settings.incomplete_label_weight * self.loss(logits, target)
+        return loss
