@@ -120,7 +120,7 @@ def test_continue_resumes_and_keeps_earlier_work(workspace):
 def test_continue_without_a_checkpoint_starts_from_the_previous_stage(workspace):
     source = workspace.model_folder(STAGE1) / "fold_0"
     target = workspace.model_folder(STAGE1) / "fold_2"
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     shutil.copy(source / "checkpoint_final.pth", target)
     workspace.train(STAGE2, "--c", fold=2)
     expected = target / "checkpoint_final.pth"
