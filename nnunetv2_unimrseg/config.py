@@ -50,8 +50,9 @@ class TrainingConfig:
     save_every: int = option(50, "Epochs between two writings of checkpoint_latest.pth; nnU-Net's default.", low=1)
     cpu_precision: str = option(
         "auto",
-        "Arithmetic of training steps on a CPU: 'auto' is bfloat16 autocast with channels-last memory where the CPU "
-        "has native bfloat16 (half the time per step there) and float32 elsewhere. CUDA always has nnU-Net's float16.",
+        "Arithmetic of training steps on a CPU: 'auto' is bfloat16 autocast where the CPU has native bfloat16 (half "
+        "the time per step there) and float32 elsewhere (where bfloat16 is many times slower). CUDA always has "
+        "nnU-Net's float16.",
         choices=("auto", "bfloat16", "float32"),
     )
 

@@ -42,7 +42,7 @@ else
     name=Dataset900_UniMRSegPhantom
     number=900
     epochs=(3 12 4)
-    memory=0.4
+    memory=0.2
 fi
 steps=50
 
@@ -61,7 +61,7 @@ if [ ! -d "$nnUNet_raw/$name" ]; then
         python "$repository/scripts/demo_data.py" split "$raw_dataset" "$nnUNet_raw"
     else
         say "Generating the phantom"
-        unimrseg demo -d "$number" -n 20 --unseen 4
+        unimrseg demo -d "$number" -n 20 --unseen 4 --shape 36 45 30
     fi
 fi
 

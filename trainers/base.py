@@ -83,9 +83,10 @@ class UniMRSegTrainer(nnUNetTrainer):
         super().initialize()
         network = self.unwrapped_network
         network.register_load_state_dict_post_hook(self._note_loaded_weights)
-        if self.uses_bfloat16:
+        if self.device.type == "cpu":
             network.to(memory_format=self._memory_format)
-            self.print_to_log_file("Training steps use bfloat16 autocast and channels-last memory on this CPU.")
+            arithmetic = "bfloat16 autocast" if self.uses_bfloat16 else "float32"
+            self.print_to_log_file(f"Training steps use {arithmetic} and channels-last memory on this CPU.")
 
     def _note_loaded_weights(self, _network: torch.nn.Module, _incompatible_keys: object) -> None:
         self.weights_were_loaded = True
@@ -171,7 +172,7 @@ class UniMRSegTrainer(nnUNetTrainer):
             target = [scale.to(self.device, non_blocking=True) for scale in target]
         else:
             target = target.to(self.device, non_blocking=True)
-        if self.uses_bfloat16:
+        if self.device.type == "cpu":
             data = data.contiguous(memory_format=self._memory_format)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
