@@ -36,12 +36,12 @@ export PATH="$venv/bin:$PATH"
 if [ -n "$raw_dataset" ]; then
     name="$(basename "$raw_dataset")"
     number="$((10#${name:7:3}))"
-    epochs=(6 24 8)
-    memory=1
+    epochs=(4 16 5)
+    memory=0.4
 else
     name=Dataset900_UniMRSegPhantom
     number=900
-    epochs=(3 12 4)
+    epochs=(2 10 4)
     memory=0.2
 fi
 steps=50
