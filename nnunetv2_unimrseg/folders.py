@@ -40,6 +40,17 @@ def require_folders(*variables: str) -> None:
         )
 
 
+def fold_name(text: str) -> str:
+    """Return the name of a fold, "0", "1", ... or "all", as it stands in `fold_X`.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if text != "all" and not text.isdecimal():
+        raise UserError(f"The fold must be a number (0 to 4) or 'all', found '{text}'.")
+    return text if text == "all" else str(int(text))
+
+
 def find_dataset(name_or_id: str | int, *variables: str) -> str:
     """Return the name of a dataset ("Dataset001_Brain") given by name or number.
 

@@ -192,6 +192,11 @@ def test_values_are_text_where_text_is_meant_and_finite():
             changed({}, [f"stage1.initial_lr={value}"], [])
 
 
+def test_info_refuses_what_is_no_fold(planned, capsys):
+    assert main(["info", "-d", "7", "-c", "3d_fullres", "-f", "0", "last"]) == 2
+    assert "'last'" in capsys.readouterr().err
+
+
 def test_info_reports_a_broken_module_beside_the_trainers(planned, capsys, monkeypatch, tmp_path):
     (tmp_path / "extension").mkdir()
     (tmp_path / "extension" / "broken_for_a_test.py").write_text("import no_such_module_anywhere\n")

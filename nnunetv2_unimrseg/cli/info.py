@@ -18,7 +18,7 @@ from typing import Any
 from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.discovery import VARIABLE
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import VARIABLES, find_dataset, read_configuration, result_folder
+from nnunetv2_unimrseg.folders import VARIABLES, find_dataset, fold_name, read_configuration, result_folder
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.training_state import training_state
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Print what is known; creates and changes nothing."""
     if (args.d is None) != (args.c is None):
         raise UserError("Give both -d DATASET and -c CONFIGURATION, or neither.")
+    args.f = [fold_name(text) for text in args.f]
     found, problems = _trainers_found()
     facts: dict[str, Any] = {
         "versions": _versions(),

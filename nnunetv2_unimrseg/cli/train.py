@@ -18,6 +18,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import (
     VARIABLES,
     find_dataset,
+    fold_name,
     inherited_value,
     nnunet_folder,
     read_configuration,
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         SystemExit: with nnU-Net's exit code, when a stage fails.
     """
     require_folders(*VARIABLES)
-    args.fold = _fold(args.fold)
+    args.fold = fold_name(args.fold)
     dataset = find_dataset(args.dataset_name_or_id, "nnUNet_preprocessed")
     plans, config = read_configuration(dataset, args.p, args.configuration)
     data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
@@ -90,12 +91,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"{stage} is finished already: {folders[stage]}", flush=True)
         else:
             _train(dataset, TRAINER_OF_SECTION[stage], FLAGS_BY_STATE[state], args)
-
-
-def _fold(text: str) -> str:
-    if text != "all" and not text.isdecimal():
-        raise UserError(f"The fold must be a number (0 to 4) or 'all', found '{text}'.")
-    return text if text == "all" else str(int(text))
 
 
 def needed_stages(config: UniMRSegConfig) -> tuple[str, ...]:
