@@ -141,11 +141,8 @@ def main() -> None:
         dataset_json = read_json(Path(nnunet_folder("nnUNet_preprocessed")) / dataset / "dataset.json")
         trainers = make_trainers(args, plans, dataset_json)
         manager = trainers[STOCK].configuration_manager
-        print(
-            f"{dataset}, {args.c}, {args.p}: patch {manager.patch_size}, batch {manager.batch_size}; {args.device}, ",
-            end="",
-        )
-        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, precision {args.precision}")
+        print(f"{dataset}, {args.c}, {args.p}: patch {manager.patch_size}, batch {manager.batch_size}")
+        print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}")
         print_table("training step", median_seconds(training_steps(trainers), args.rounds, args.device))
         print_table("prediction of a patch", median_seconds(prediction_steps(trainers), args.rounds, args.device))
 
