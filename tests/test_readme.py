@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -46,7 +45,6 @@ def smaller(command: str) -> str:
     return command + added + (budget if command.startswith("unimrseg plan") else "")
 
 
-@pytest.mark.skipif("UNIMRSEG_TEST_README" not in os.environ, reason="trains nine times; set UNIMRSEG_TEST_README=1")
 def test_every_command_of_the_readme_runs(tmp_path):
     made = Workspace(tmp_path, dataset=900, dataset_name="Dataset900_UniMRSegPhantom")
     for folder in (made.raw, made.preprocessed, made.results):
