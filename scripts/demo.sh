@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole job on a CPU: plan, train the three stages, predict unseen patients with every subset of their modalities.
 #
-#   bash scripts/demo.sh                        on a generated phantom (four modalities), about ten minutes
+#   bash scripts/demo.sh                        on a generated phantom (four modalities), under ten minutes
 #   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
 #
 # Makes .venv in the repository where there is none (VENV names another one) and works in demo_output/
