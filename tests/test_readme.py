@@ -69,8 +69,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
         "FLAIR_FILE": files["FLAIR"],
     }  # fmt: skip
     given = "".join(f"{name} = {str(value)!r}\n" for name, value in values.items())
-    guarded = "if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in (given + example).splitlines())
-    (tmp_path / "example.py").write_text(guarded)
+    (tmp_path / "example.py").write_text(given + example)
     made.run("bash", "-c", f"cd {tmp_path} && python example.py")
 
 
