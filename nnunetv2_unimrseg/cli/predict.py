@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.folders import find_dataset, fold_name, result_folder
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     model_folder = _model_folder(args)
     if not 0 < args.step_size <= 1:
         raise UserError(f"-step_size must be larger than 0 and at most 1; it is {args.step_size}.")
-    folds = [_fold(text) for text in args.f]
+    folds = [fold_name(text) for text in args.f]
     if not os.path.isdir(args.i):
         raise UserError(f"There is no input folder {args.i}.")
     device = _device(args.device)
@@ -133,16 +134,8 @@ def _model_folder(args: argparse.Namespace) -> str:
         return args.m
     if args.d is None or args.c is None:
         raise UserError("Which model? Give -d DATASET -c CONFIGURATION, or -m MODEL_FOLDER.")
-    from nnunetv2_unimrseg.folders import find_dataset, result_folder
-
     dataset = find_dataset(args.d, "nnUNet_results")
     return str(result_folder(dataset, args.tr, args.p, args.c))
-
-
-def _fold(text: str) -> int | str:
-    if text == "all" or text.isdigit():
-        return text if text == "all" else int(text)
-    raise UserError(f"-f takes numbers of folds, or 'all'; found '{text}'.")
 
 
 def _device(name: str) -> torch.device:
