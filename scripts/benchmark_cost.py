@@ -5,7 +5,7 @@
 The dataset must be planned and preprocessed. Trainers take turns on one batch, so that whatever else the machine does
 hits all of them; medians are printed as a Markdown table. Stock nnU-Net computes in float32 on a CPU; with
 `--precision float32` the trainers of this package do so too, with `auto` they use bfloat16 where the CPU has it.
-Nothing is trained, and the result folders that nnU-Net's trainers create lie in a temporary folder.
+Nothing is kept: the result folders that nnU-Net's trainers create lie in a temporary folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 STOCK = "stock nnU-Net"
@@ -42,25 +41,23 @@ def make_trainers(args: argparse.Namespace, plans: dict[str, Any], dataset_json:
     """Return initialised trainers that start at random, stock nnU-Net's first."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
-    from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
-    from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
-    from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
+    from nnunetv2_unimrseg.folders import fold_name
+    from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+    from nnunetv2_unimrseg.trained_model import findable_trainers
 
-    classes = {
-        STOCK: nnUNetTrainer,
-        "modality dropout": UniMRSegModalityDropoutTrainer,
-        "stage 1": UniMRSegStage1Trainer,
-        "stage 2": UniMRSegStage2Trainer,
-        "stage 3": UniMRSegStage3Trainer,
-    }
-    fold = args.f if args.f == "all" else int(args.f)
+    with findable_trainers(), contextlib.redirect_stdout(io.StringIO()):
+        own = {name: recursive_find_trainer_class_by_name(trainer) for name, trainer in TRAINER_OF_SECTION.items()}
+    classes = {STOCK: nnUNetTrainer, **own}
+    fold = fold_name(args.f)
     trainers = {}
     for name, trainer_class in classes.items():
         with contextlib.redirect_stdout(io.StringIO()):
             own_plans = {**copy.deepcopy(plans), "continue_training": False}
-            trainer = trainer_class(own_plans, args.c, fold, dataset_json, torch.device(args.device))
+            trainer = trainer_class(
+                own_plans, args.c, fold if fold == "all" else int(fold), dataset_json, torch.device(args.device)
+            )
             trainer.weights_were_loaded = True
             trainer.on_train_start()
         trainer.network.train()
@@ -97,22 +94,28 @@ def training_steps(trainers: Mapping[str, Any]) -> dict[str, Callable[[], object
 
 
 def prediction_steps(trainers: Mapping[str, Any]) -> dict[str, Callable[[], object]]:
-    """Return the prediction of one patch by stock nnU-Net and by stage 3, complete and without its first modality."""
+    """Return the prediction of one patch by stock nnU-Net and by stage 3, complete and without its first modality.
+
+    The networks are set as stock prediction has them: one resolution, nnU-Net's memory layout.
+    """
     import torch
 
     patch = next(trainers[STOCK].dataloader_val)["data"][:1].to(trainers[STOCK].device)
     incomplete = patch.clone()
     incomplete[:, 0] = torch.nan
 
+    for name in (STOCK, "stage3"):
+        trainers[name].set_deep_supervision_enabled(False)
+        trainers[name].network.eval().to(memory_format=torch.contiguous_format)
+
     def predict(name: str, image: torch.Tensor) -> None:
-        network = trainers[name].network.eval()
         with torch.inference_mode():
-            network(image)
+            trainers[name].network(image)
 
     return {
         STOCK: lambda: predict(STOCK, patch),
-        "stage 3, complete": lambda: predict("stage 3", patch),
-        "stage 3, one modality missing": lambda: predict("stage 3", incomplete),
+        "stage3, complete": lambda: predict("stage3", patch),
+        "stage3, one modality missing": lambda: predict("stage3", incomplete),
     }
 
 
@@ -130,15 +133,24 @@ def main() -> None:
         os.environ.update(nnUNet_results=results, nnUNet_n_proc_DA="0")
         import torch
 
-        from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_configuration, read_json
+        from nnunetv2_unimrseg.config import PLANS_KEY
+        from nnunetv2_unimrseg.folders import (
+            find_dataset,
+            inherited_value,
+            nnunet_folder,
+            read_configuration,
+            read_json,
+        )
         from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
         dataset = find_dataset(args.d, "nnUNet_preprocessed")
         plans, _ = read_configuration(dataset, args.p, args.c)
-        settings = plans["configurations"][args.c].setdefault("unimrseg", {})
-        for section in TRAINER_OF_SECTION:
-            settings.setdefault(section, {})["cpu_precision"] = args.precision
-        dataset_json = read_json(Path(nnunet_folder("nnUNet_preprocessed")) / dataset / "dataset.json")
+        set_in_plans = inherited_value(plans, args.c, PLANS_KEY) or {}
+        plans["configurations"][args.c][PLANS_KEY] = {
+            section: {**set_in_plans.get(section, {}), "cpu_precision": args.precision}
+            for section in TRAINER_OF_SECTION
+        }
+        dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
         trainers = make_trainers(args, plans, dataset_json)
         manager = trainers[STOCK].configuration_manager
         print(f"{dataset}, {args.c}, {args.p}: patch {manager.patch_size}, batch {manager.batch_size}")
