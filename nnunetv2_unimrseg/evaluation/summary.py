@@ -1,0 +1,212 @@
+"""The figures of an evaluation: means over cases, over subsets, by number of modalities; what adding one changes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
+from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.modalities import Subset
+
+MEAN_LABEL = "mean"
+"""Stands for the mean over the labels, where there are several."""
+
+ALL, INCOMPLETE = "all", "incomplete"
+
+
+def by_subset(evaluation: Evaluation) -> pd.DataFrame:
+    """Average over the cases.
+
+    Returns:
+        Rows subset x label, then subset x `MEAN_LABEL` (the mean of the labels' rows, where there are several labels).
+        Columns `subset`, `num_modalities`, `label`, `n` (cases with a defined Dice), `dice`, `dice_sd` (population
+        standard deviation over cases), `hd95_mm`, `asd_mm`, `volume_difference_ml` (prediction minus reference),
+        `absolute_volume_difference_ml` and `failure_rate` (share of cases whose Dice is below `FAILURE_DICE`).
+    """
+    scores = evaluation.scores
+    scores = scores.assign(
+        absolute_volume_difference_ml=scores["volume_difference_ml"].abs(),
+        failed=(scores["dice"] < FAILURE_DICE).where(scores["dice"].notna()).astype(float),
+    )
+    figures = scores.groupby(["subset", "num_modalities", "label"], sort=False).agg(
+        n=("dice", "count"),
+        dice=("dice", "mean"),
+        dice_sd=("dice", lambda values: values.std(ddof=0)),
+        hd95_mm=("hd95_mm", "mean"),
+        asd_mm=("asd_mm", "mean"),
+        volume_difference_ml=("volume_difference_ml", "mean"),
+        absolute_volume_difference_ml=("absolute_volume_difference_ml", "mean"),
+        failure_rate=("failed", "mean"),
+    )
+    figures = figures.reset_index()
+    if len(evaluation.labels) > 1:
+        over_labels = figures.groupby(["subset", "num_modalities"], sort=False).mean(numeric_only=True).reset_index()
+        over_labels["n"] = figures.groupby("subset", sort=False)["n"].max().to_numpy()
+        figures = pd.concat([figures, over_labels.assign(label=MEAN_LABEL)], ignore_index=True)
+    return _in_order(figures, evaluation)
+
+
+def labels_with_mean(evaluation: Evaluation) -> list[str]:
+    """Return the labels, and `MEAN_LABEL` after them where there are several."""
+    return [*evaluation.labels, MEAN_LABEL] if len(evaluation.labels) > 1 else evaluation.labels
+
+
+def headline_label(evaluation: Evaluation) -> str:
+    """Return the label that stands for the whole: the only one, or the mean over all."""
+    return labels_with_mean(evaluation)[-1]
+
+
+def _in_order(figures: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
+    subsets = {name: number for number, name in enumerate(evaluation.subsets)}
+    labels = {name: number for number, name in enumerate(labels_with_mean(evaluation))}
+    keys = pd.DataFrame({"subset": figures["subset"].map(subsets), "label": figures["label"].map(labels)})
+    return figures.loc[keys.sort_values(["subset", "label"]).index].reset_index(drop=True)
+
+
+def over_subsets(evaluation: Evaluation, figures: pd.DataFrame) -> pd.DataFrame:
+    """Average over the subsets, each counting once.
+
+    Args:
+        evaluation: for its subsets.
+        figures: what `by_subset` returns.
+
+    Returns:
+        Rows group (`ALL`, `INCOMPLETE`) x label; columns `group`, `label`, `num_subsets`, and mean and population
+        standard deviation over the subsets of each figure: `dice`, `dice_sd`, `hd95_mm`, `hd95_mm_sd`, ...
+    """
+    names = list(evaluation.subsets)
+    groups = {ALL: names, INCOMPLETE: [name for name in names if name != evaluation.complete]}
+    rows = [
+        {"group": group, **_spread(rows, label)}
+        for group, members in groups.items()
+        for label, rows in figures[figures["subset"].isin(members)].groupby("label", sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def by_number(figures: pd.DataFrame) -> pd.DataFrame:
+    """Average over the subsets of one size: rows `num_modalities` x label, columns as `over_subsets`."""
+    rows = [
+        {"num_modalities": int(number), **_spread(group, label)}
+        for (number, label), group in figures.groupby(["num_modalities", "label"], sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _spread(rows: pd.DataFrame, label: str) -> dict[str, Any]:
+    spread: dict[str, Any] = {"label": label, "num_subsets": len(rows)}
+    for figure in ("dice", "hd95_mm", "asd_mm", "absolute_volume_difference_ml", "failure_rate"):
+        spread[figure] = rows[figure].mean()
+        spread[f"{figure}_sd"] = rows[figure].std(ddof=0)
+    return spread
+
+
+def adding_modalities(evaluation: Evaluation) -> pd.DataFrame:
+    """Say what adding one modality to a subset does to Dice, for every pair of subsets that were evaluated.
+
+    Only cases with a defined Dice in both subsets count.
+
+    Returns:
+        Rows pair x label (and `MEAN_LABEL`); columns `subset`, `added`, `label`, `n`, `dice_before`, `dice_after`,
+        `change` (negative: adding it lowered the result) and `cases_lowered`. Sorted by `change`, worst first.
+    """
+    subsets = evaluation.subsets
+    by_case = evaluation.scores.pivot(index=["label", "case"], columns="subset", values="dice")
+    rows = []
+    for name, subset in subsets.items():
+        for channel, modality in enumerate(evaluation.modalities):
+            larger = _name_of(_with(subset, channel), subsets)
+            if not subset[channel] and larger is not None:
+                rows += _changes(by_case[[name, larger]].dropna(), evaluation, {"subset": name, "added": modality})
+    columns = ["subset", "added", "label", "n", "dice_before", "dice_after", "change", "cases_lowered"]
+    return pd.DataFrame(rows, columns=columns).sort_values("change", kind="stable").reset_index(drop=True)
+
+
+def _with(subset: Subset, channel: int) -> Subset:
+    return tuple(available or number == channel for number, available in enumerate(subset))
+
+
+def _name_of(wanted: Subset, subsets: dict[str, Subset]) -> str | None:
+    return next((name for name, subset in subsets.items() if subset == wanted), None)
+
+
+def _changes(pairs: pd.DataFrame, evaluation: Evaluation, which: dict[str, str]) -> list[dict[str, Any]]:
+    before, after = pairs.columns
+    rows = []
+    for label in evaluation.labels:
+        if label in pairs.index.get_level_values("label"):
+            of_label = pairs.loc[label]
+            change = of_label[after] - of_label[before]
+            row = {"label": label, "n": len(of_label), "dice_before": of_label[before].mean()}
+            row |= {"dice_after": of_label[after].mean(), "change": change.mean()}
+            rows.append({**which, **row, "cases_lowered": int((change < 0).sum())})
+    if len(evaluation.labels) > 1 and rows:
+        means = pairs.groupby("case").mean()
+        lowered = int((means[after] < means[before]).sum())
+        mean = {key: float(np.mean([row[key] for row in rows])) for key in ("dice_before", "dice_after", "change")}
+        rows.append({**which, "label": MEAN_LABEL, "n": len(means), **mean, "cases_lowered": lowered})
+    return rows
+
+
+def monotonicity(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFrame:
+    """Count how often, and by how much, adding a modality lowers the mean Dice.
+
+    Args:
+        evaluation: for its labels.
+        changes: what `adding_modalities` returns.
+
+    Returns:
+        A row a label: `label`, `pairs`, `pairs_lowered`, `mean_drop` (of the lowered pairs), `largest_drop`, `cases`
+        (case pairs), `cases_lowered`; drops are positive.
+    """
+    rows = []
+    for label in labels_with_mean(evaluation):
+        of_label = changes[changes["label"] == label]
+        drops = -of_label["change"][of_label["change"] < 0]
+        row = {"label": label, "pairs": len(of_label), "pairs_lowered": len(drops)}
+        row |= {"mean_drop": drops.mean() if len(drops) else 0.0, "largest_drop": drops.max() if len(drops) else 0.0}
+        rows.append({**row, "cases": int(of_label["n"].sum()), "cases_lowered": int(of_label["cases_lowered"].sum())})
+    return pd.DataFrame(rows)
+
+
+def cost_of_losing(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFrame:
+    """Say what losing each modality costs in Dice.
+
+    Returns:
+        Rows modality x label; columns `modality`, `label`, `from_complete` (Dice lost when only this one is missing;
+        NaN where that was not evaluated), `mean` (over all pairs of subsets with and without it) and `pairs`.
+    """
+    without = {}
+    for channel, modality in enumerate(evaluation.modalities):
+        rest = tuple(number != channel for number in range(len(evaluation.modalities)))
+        without[modality] = _name_of(rest, evaluation.subsets)
+    rows = []
+    for modality, label in itertools.product(evaluation.modalities, labels_with_mean(evaluation)):
+        of_pair = changes[(changes["added"] == modality) & (changes["label"] == label)]
+        complete = of_pair["change"][of_pair["subset"] == without[modality]]
+        row = {"modality": modality, "label": label, "from_complete": complete.mean()}
+        rows.append({**row, "mean": of_pair["change"].mean(), "pairs": len(of_pair)})
+    return pd.DataFrame(rows, columns=["modality", "label", "from_complete", "mean", "pairs"])
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """Return every table of this module as JSON records; what is undefined is None."""
+    figures, changes = by_subset(evaluation), adding_modalities(evaluation)
+    tables = {
+        "by_subset": figures,
+        "over_subsets": over_subsets(evaluation, figures),
+        "by_number_of_modalities": by_number(figures),
+        "monotonicity": monotonicity(evaluation, changes),
+        "adding_modalities": changes,
+        "cost_of_losing": cost_of_losing(evaluation, changes),
+    }
+    return {name: records(table) for name, table in tables.items()}
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as JSON types, None for NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
