@@ -152,6 +152,23 @@ def check_cases(
     return available
 
 
+def naming_problems(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
+    """Say which cases could not be told apart in an output folder, where the first file's name is the case's."""
+    problems = []
+    owner: dict[str, str] = {}
+    for files in cases:
+        name = case_name(files, file_ending)
+        if split_name(files[0], file_ending) is None:
+            problems.append(
+                f"{files[0]}: the name has no channel suffix, so its segmentation's name is not known. Name it "
+                f"CASE_XXXX{file_ending}, or give one output file a case instead of a folder."
+            )
+        elif name in owner:
+            problems.append(f"{owner[name]} and {files[0]} would both be segmented into '{name}{file_ending}'.")
+        owner.setdefault(name, files[0])
+    return problems
+
+
 def raise_for_input(problems: Sequence[str]) -> None:
     """Raise one UserError that lists the problems of an input, if there are any."""
     if problems:
@@ -170,11 +187,11 @@ def report_of(available: Subset, modalities: Modalities) -> dict[str, list[str]]
     }
 
 
-def print_report(reports: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Print one line a case."""
+def print_report(reports: Mapping[str, Mapping[str, Sequence[str]]], remarks: Mapping[str, str] | None = None) -> None:
+    """Print one line a case, with a remark after it where there is one."""
     for name, report in reports.items():
         missing = f", missing: {', '.join(report['missing'])}" if report["missing"] else ", nothing missing"
-        print(f"{name}: available: {', '.join(report['available'])}{missing}")
+        print(f"{name}: available: {', '.join(report['available'])}{missing}{(remarks or {}).get(name, '')}")
 
 
 def write_report(folder: Path, reports: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
@@ -185,14 +202,14 @@ def write_report(folder: Path, reports: Mapping[str, Mapping[str, Sequence[str]]
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME
-    with _one_at_a_time(path):
+    with one_at_a_time(path):
         before = read_json(path) if path.exists() else {}
         merged = {**before, **reports}
         write_json(path, {name: merged[name] for name in sorted(merged)})
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Iterator[None]:
     """Keep the processes that predict the parts of one folder from overwriting each other's entries."""
     lock = path.with_name(f".{path.name}.lock")
     give_up = time.monotonic() + _LONGEST_WAIT_S

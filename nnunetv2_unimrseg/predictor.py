@@ -6,21 +6,24 @@ import contextlib
 import copy
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch._dynamo import OptimizedModule
 
-from nnunetv2_unimrseg.cases import check_cases, find_cases, print_report, report_of, write_report
+from nnunetv2_unimrseg.cases import check_cases, find_cases, naming_problems, print_report, report_of, write_report
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.preprocessing import modalities_of, read_absent_files
-from nnunetv2_unimrseg.reading import case_name, split_name
+from nnunetv2_unimrseg.reading import case_name
 from nnunetv2_unimrseg.trained_model import Fold, check_trained_model, findable_trainers
 
 Files = str | os.PathLike | Sequence[Sequence[str | os.PathLike]]
@@ -34,11 +37,19 @@ class UniMRSegPredictor(nnUNetPredictor):
     `modalities.json` beside the segmentations says which modalities each case had.
     """
 
+    fills_zeros = False
+    """Whether the loaded network does not know of missing modalities and sees zeros in their channels."""
+
+    checkpoints: Sequence[Path] = ()
+    """The files that were loaded, one a fold."""
+
     def initialize_from_trained_model_folder(
         self,
         model_training_output_dir: str,
         use_folds: Sequence[Fold] | Fold | None,
         checkpoint_name: str = "checkpoint_final.pth",
+        *,
+        zero_fill: bool = False,
     ) -> None:
         """Load a model trained by stage 2, stage 3 or the modality-dropout control.
 
@@ -46,16 +57,22 @@ class UniMRSegPredictor(nnUNetPredictor):
             model_training_output_dir: the folder that holds `fold_X`.
             use_folds: the folds whose predictions are averaged; None for all that have the checkpoint.
             checkpoint_name: the file to load from each fold.
+            zero_fill: accept a model of any nnU-Net trainer; one that does not know of missing modalities sees zeros
+                in their channels, after normalisation (see `fills_zeros`).
 
         Raises:
             UserError: when the folder, a fold or its checkpoint is absent, damaged or does not fit the plans beside
-                it; for a stage-1 model and for one that needs every modality.
+                it; for a stage-1 model and, without `zero_fill`, for one that needs every modality.
         """
         if isinstance(use_folds, str | int):
             use_folds = [use_folds]
-        check_trained_model(Path(model_training_output_dir), use_folds, checkpoint_name)
+        self.checkpoints = check_trained_model(
+            Path(model_training_output_dir), use_folds, checkpoint_name, any_trainer=zero_fill
+        )
         with findable_trainers():
             super().initialize_from_trained_model_folder(str(model_training_output_dir), use_folds, checkpoint_name)
+        network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
+        self.fills_zeros = zero_fill and not isinstance(network, MissingModalityUNet)
         self._accept_absent_files()
 
     def manual_initialization(
@@ -83,6 +100,12 @@ class UniMRSegPredictor(nnUNetPredictor):
     def _accept_absent_files(self) -> None:
         modalities_of(self.configuration_manager, self.dataset_json)
         read_absent_files(self.configuration_manager)
+
+    def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
+        """Predict a preprocessed image `(C, X, Y, Z)`, NaN in missing channels, as nnU-Net does."""
+        if self.fills_zeros:
+            input_image = torch.nan_to_num(input_image, nan=0.0)
+        return super().predict_sliding_window_return_logits(input_image)
 
     @property
     def modalities(self) -> Modalities:
@@ -212,7 +235,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         cases = find_cases(source, modalities, ending, subset, problems)
         if isinstance(output, str | os.PathLike):
             output = os.fspath(output)
-            problems += _naming_problems(cases, ending)
+            problems += naming_problems(cases, ending)
         elif output is not None:
             output = [os.fspath(path) for path in output]
             if len(output) != len(cases) and not problems:
@@ -257,9 +280,13 @@ class UniMRSegPredictor(nnUNetPredictor):
             written = Path(names[index]) if outputs is None else Path(outputs[index])
             folders.setdefault(written.parent, {})[written.name] = report_of(subset, self.modalities)
         for folder, reports in folders.items():
-            print_report(reports)
             if outputs is not None:
                 write_report(folder, reports)
+            self.report_cases(None if outputs is None else folder, reports)
+
+    def report_cases(self, folder: Path | None, reports: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Tell, before predicting into `folder`, what each case has (see `cases.report_of`); may be replaced."""
+        print_report(reports)
 
     def predict_from_list_of_npy_arrays(
         self,
@@ -366,20 +393,3 @@ def scatter(image: np.ndarray, modalities: Modalities, available: Names | None) 
     scattered = np.zeros((len(modalities), *image.shape[1:]), dtype=image.dtype)
     scattered[channels] = image[channels] if len(image) == len(modalities) else image
     return scattered
-
-
-def _naming_problems(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
-    """Say which cases could not be told apart in an output folder, where the first file's name is the case's."""
-    problems = []
-    owner: dict[str, str] = {}
-    for files in cases:
-        name = case_name(files, file_ending)
-        if split_name(files[0], file_ending) is None:
-            problems.append(
-                f"{files[0]}: the name has no channel suffix, so its segmentation's name is not known. Name it "
-                f"CASE_XXXX{file_ending}, or give one output file a case instead of a folder."
-            )
-        elif name in owner:
-            problems.append(f"{owner[name]} and {files[0]} would both be segmented into '{name}{file_ending}'.")
-        owner.setdefault(name, files[0])
-    return problems

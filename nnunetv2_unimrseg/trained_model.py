@@ -34,8 +34,32 @@ def findable_trainers() -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def check_trained_model(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str) -> None:
-    """Check that a model can be used for prediction.
+def check_trained_model(
+    folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str, *, any_trainer: bool = False
+) -> list[Path]:
+    """Check that a model can be used for prediction, and return its checkpoints.
+
+    Args:
+        folder: the folder that holds `fold_X`, plans.json and dataset.json.
+        folds: the folds to use; None for all that have the checkpoint.
+        checkpoint_name: the file to look for in each fold.
+        any_trainer: whether a model that was not trained for missing modalities will do.
+
+    Raises:
+        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, the checkpoint does not fit
+            the folder's plans, or the model does not segment (with missing modalities).
+    """
+    paths = []
+    for path, checkpoint in trained_checkpoints(folder, folds, checkpoint_name):
+        _check_trainer(checkpoint, path, any_trainer)
+        paths.append(path)
+    return paths
+
+
+def trained_checkpoints(
+    folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read the checkpoints of a model of any trainer one after another, each checked against the folder's plans.
 
     Args:
         folder: the folder that holds `fold_X`, plans.json and dataset.json.
@@ -43,8 +67,8 @@ def check_trained_model(folder: Path, folds: Sequence[Fold] | None, checkpoint_n
         checkpoint_name: the file to look for in each fold.
 
     Raises:
-        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, the checkpoint does not fit
-            the folder's plans, or the model does not segment with missing modalities.
+        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, or the checkpoint does not
+            fit the folder's plans.
     """
     if not folder.is_dir():
         models = _models_in(folder.parent)
@@ -55,8 +79,8 @@ def check_trained_model(folder: Path, folds: Sequence[Fold] | None, checkpoint_n
     plans, _ = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
     for path in _checkpoints(folder, folds, checkpoint_name):
         checkpoint = read_checkpoint(path)
-        _check_trainer(checkpoint, path)
         _check_plans(checkpoint, plans, path)
+        yield path, checkpoint
 
 
 def _models_in(folder: Path) -> list[str]:
@@ -80,22 +104,31 @@ def _checkpoints(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: st
     return [folder / f"fold_{fold}" / checkpoint_name for fold in wanted]
 
 
-def _check_trainer(checkpoint: Mapping[str, Any], path: Path) -> None:
-    name = str(checkpoint.get("trainer_name"))
-    section = next((key for key, trainer in TRAINER_OF_SECTION.items() if trainer == name), None)
-    section = section or getattr(_trainer_class(name, path), "section", None)
+def _check_trainer(checkpoint: Mapping[str, Any], path: Path, any_trainer: bool) -> None:
+    name, section = str(checkpoint.get("trainer_name")), section_of(checkpoint, path)
     if section == "stage1":
         raise UserError(
             f"{path} is a stage-1 model: it reconstructs images and cannot segment. Train stages 2 and 3 "
             f"(-tr {TRAINER_OF_SECTION['stage2']}, then {TRAINER_OF_SECTION['stage3']}) and predict with stage 3."
         )
-    if section is None:
+    if section is None and not any_trainer:
         start = path.parent.parent / "fold_{fold}" / path.name
         raise UserError(
             f"{path} was trained by {name}, which needs every modality. Stages 2 and 3 can start from it: "
             f"`unimrseg configure -d DATASET -c CONFIGURATION --set 'stage3.start_from={start}'`, then "
             f"`nnUNetv2_train DATASET CONFIGURATION FOLD -tr {TRAINER_OF_SECTION['stage3']}`, with the same plans (-p)."
         )
+
+
+def section_of(checkpoint: Mapping[str, Any], path: Path) -> str | None:
+    """Return the section of the configuration that a checkpoint's trainer reads; None for other packages' trainers.
+
+    Raises:
+        UserError: when nnU-Net cannot find the trainer.
+    """
+    name = str(checkpoint.get("trainer_name"))
+    known = next((section for section, trainer in TRAINER_OF_SECTION.items() if trainer == name), None)
+    return known or getattr(_trainer_class(name, path), "section", None)
 
 
 def _trainer_class(name: str, path: Path) -> type:

@@ -1,1 +1,1 @@
-"""What each missing modality costs: predicting and scoring every subset of the modalities, and the figures made of it."""
+"""What each missing modality costs: every subset of the modalities predicted and scored, and figures of that."""

@@ -2,9 +2,9 @@
 
 | reference | prediction | `brats` | `skip` | `nan` |
 |---|---|---|---|---|
-| empty | empty | Dice 1, distances 0 mm | left out | Dice and distances undefined |
-| empty | not empty | Dice 0, distances = image diagonal | left out | Dice 0, distances undefined |
-| not empty | empty | Dice 0, distances = image diagonal | Dice 0, distances = image diagonal | Dice 0, distances undefined |
+| empty | empty | Dice 1, 0 mm | left out | Dice and distances undefined |
+| empty | not empty | Dice 0, image diagonal | left out | Dice 0, distances undefined |
+| not empty | empty | Dice 0, image diagonal | Dice 0, image diagonal | Dice 0, distances undefined |
 
 `brats` is the BraTS challenge's: its penalty of 373.13 mm is the diagonal of its 240 x 240 x 155 mm image, so the
 diagonal of the case's own image stands here. `skip` leaves a case out of all figures of a label that it does not have.

@@ -115,7 +115,9 @@ def adding_modalities(evaluation: Evaluation) -> pd.DataFrame:
         `change` (negative: adding it lowered the result) and `cases_lowered`. Sorted by `change`, worst first.
     """
     subsets = evaluation.subsets
-    by_case = evaluation.scores.pivot(index=["label", "case"], columns="subset", values="dice")
+    by_case = evaluation.scores.pivot(index=["label", "case"], columns="subset", values="dice").reindex(
+        columns=list(subsets)
+    )
     rows = []
     for name, subset in subsets.items():
         for channel, modality in enumerate(evaluation.modalities):

@@ -1,0 +1,99 @@
+"""Predict and score every subset of the modalities, and report what each missing one costs.
+
+Without -i, each fold's model predicts its validation cases. Files are really left out. Any nnU-Net model can be
+evaluated: one that was not made for missing modalities (-tr nnUNetTrainer) sees zeros in their place. Running the
+same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nnunetv2_unimrseg.cli.model_arguments import (
+    add_model_arguments,
+    add_prediction_arguments,
+    device_of,
+    model_folder,
+)
+from nnunetv2_unimrseg.folders import fold_name
+from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+
+FAILED_CASES_EXIT_CODE = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `unimrseg evaluate`."""
+    folds = "folds whose validation cases are evaluated, or with -i the folds whose predictions are averaged"
+    add_model_arguments(parser, TRAINER_OF_SECTION["stage3"], folds)
+    add = parser.add_argument
+    add("-i", metavar="IMAGES", help="evaluate the cases of this folder (with -l) instead of validation cases")
+    add("-l", metavar="LABELS", help="folder with the reference CASE.ending of each case of -i")
+    add("-o", metavar="FOLDER", help="where to write (default: evaluation_folds_... in the model's folder)")
+    add(
+        "--subsets",
+        nargs="+",
+        default=["all"],
+        metavar="SUBSET",
+        help='all, single, leave-one-out, complete, or by name as in "T1+FLAIR" (default: all)',
+    )
+    add(
+        "--empty",
+        default="brats",
+        metavar="CONVENTION",
+        help="what a label counts that reference or prediction lacks: brats, skip or nan (default: brats)",
+    )
+    add_prediction_arguments(parser, "threads")
+    add("--overwrite", action="store_true", help="replace an evaluation that lies in the folder already")
+    add("--no_report", action="store_true", help="write subsets.csv and summary.json only")
+    add("--no_store", action="store_true", help="do not store the result in the checkpoints, for prediction reports")
+    add("--continue_prediction", "--c", action="store_true", help="no effect: an evaluation is always continued")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate as `args` say.
+
+    Raises:
+        UserError: for whatever the user can mend; then nothing was computed.
+        SystemExit: with code 1, after all others were done, when a case failed.
+    """
+    folder = model_folder(args)
+    folds = [fold_name(text) for text in args.f]
+    device = device_of(args.device)
+
+    from nnunetv2_unimrseg.evaluation.evaluate import evaluate
+    from nnunetv2_unimrseg.evaluation.results import read_evaluation
+
+    scores = evaluate(
+        folder,
+        folds,
+        images=args.i,
+        labels=args.l,
+        output=args.o,
+        subsets=args.subsets,
+        empty=args.empty,
+        checkpoint=args.chk,
+        use_mirroring=not args.disable_tta,
+        step_size=args.step_size,
+        device=device,
+        perform_everything_on_device=not args.not_on_device,
+        num_threads_preprocessing=args.npp,
+        num_threads_scoring=args.nps,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        overwrite=args.overwrite,
+        report=not args.no_report,
+        store=not args.no_store,
+        show_progress=not args.disable_progress_bar,
+    )
+    written, failures, unfinished = (scores.attrs[key] for key in ("folder", "failures", "unfinished"))
+    if unfinished:
+        print(f"This part is done; {unfinished} cases x subsets are left to others. The last one writes the report.")
+    else:
+        from nnunetv2_unimrseg.reports.tables import as_text, subset_table
+
+        print(f"\n{as_text(subset_table(read_evaluation(written)))}\n\nWritten to {written}")
+    if failures:
+        lines = "\n".join(f"  - {entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures)
+        print(f"unimrseg evaluate: {len(failures)} predictions could not be scored:\n{lines}", file=sys.stderr)
+        raise SystemExit(FAILED_CASES_EXIT_CODE)

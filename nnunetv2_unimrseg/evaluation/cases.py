@@ -1,0 +1,164 @@
+"""The cases to evaluate: the validation cases of folds, or those of a folder; each with its label, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import SimpleITK
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_unimrseg.cases import find_cases
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_json
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.reading import assign_channels, case_name
+
+MOST_NAMED_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class EvaluationCase:
+    """A case with its reference.
+
+    Attributes:
+        name: the case's.
+        fold: the fold whose model predicts it; several joined by "+" for an ensemble.
+        files: its images, one a modality, in channel order.
+        label: file of the reference segmentation.
+        channels: the channel number of each file.
+    """
+
+    name: str
+    fold: str
+    files: tuple[str, ...]
+    label: str
+    channels: tuple[int, ...]
+
+    def images(self, modalities: Modalities) -> dict[str, str]:
+        """Return the files by modality."""
+        return {modalities.names[channel]: file for channel, file in zip(self.channels, self.files, strict=True)}
+
+    def fingerprint(self) -> list[list[int]]:
+        """Return size and modification time of every file, by which a change is noticed."""
+        states = [os.stat(file) for file in (*self.files, self.label)]
+        return [[state.st_size, state.st_mtime_ns] for state in states]
+
+
+def validation_cases(
+    plans: Mapping[str, Any], configuration: str, dataset_json: dict, folds: Sequence[str]
+) -> list[EvaluationCase]:
+    """Return the cases that the folds' models were not trained with, in nnUNet_raw (fold "all" was trained with all).
+
+    Raises:
+        UserError: when the dataset is not in nnUNet_raw and nnUNet_preprocessed, its folds are not known, or a case
+            lacks files.
+    """
+    dataset = find_dataset(plans["dataset_name"], "nnUNet_raw", "nnUNet_preprocessed")
+    raw = nnunet_folder("nnUNet_raw") / dataset
+    in_raw = get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json"))
+    modalities = Modalities.from_dataset_json(dataset_json)
+    problems, found = [], []
+    for fold in folds:
+        for name in _validation_names(plans, configuration, dataset, fold):
+            if name not in in_raw:
+                problems.append(f"case '{name}' of fold {fold} is not in {raw}.")
+                continue
+            files, label = in_raw[name]["images"], in_raw[name]["label"]
+            channels = assign_channels(files, modalities, dataset_json["file_ending"], problems)
+            found.append(EvaluationCase(name, fold, tuple(files), label, tuple(channels or ())))
+    twice = {case.name for case in found if sum(case.name == other.name for other in found) > 1}
+    if twice:
+        problems.append(
+            f"{len(twice)} case(s) are validated by several of these folds, for example '{min(twice)}'. Evaluate these "
+            "folds one at a time (-f)."
+        )
+    return _checked(found, problems)
+
+
+def _validation_names(plans: Mapping[str, Any], configuration: str, dataset: str, fold: str) -> list[str]:
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset
+    data = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+    needed = data if fold == "all" else folder / "splits_final.json"
+    if not needed.exists() or not data.is_dir():
+        raise UserError(
+            f"It is not known which cases fold {fold} was validated with: there is no "
+            f"{needed if data.is_dir() else data}. Preprocess the dataset again, or evaluate other cases with "
+            "-i IMAGES -l LABELS."
+        )
+    trainer = SimpleNamespace(
+        fold=fold if fold == "all" else int(fold),
+        dataset_class=infer_dataset_class(str(data)),
+        preprocessed_dataset_folder=str(data),
+        preprocessed_dataset_folder_base=str(folder),
+        folder_with_segs_from_previous_stage=None,
+        print_to_log_file=lambda *_: None,
+    )
+    return list(nnUNetTrainer.do_split(trainer)[1])
+
+
+def cases_of_folders(
+    images: str | os.PathLike, labels: str | os.PathLike, dataset_json: dict, folds: Sequence[str]
+) -> list[EvaluationCase]:
+    """Return the cases of an input folder whose references lie in a folder of labels.
+
+    Raises:
+        UserError: when a folder is absent, a file has no channel suffix, or a case has no label.
+    """
+    if not Path(labels).is_dir():
+        raise UserError(f"There is no folder of labels {labels}.")
+    modalities, ending = Modalities.from_dataset_json(dataset_json), dataset_json["file_ending"]
+    problems: list[str] = []
+    found = []
+    for files in find_cases(images, modalities, ending, None, problems):
+        name = case_name(files, ending)
+        channels = assign_channels(files, modalities, ending, problems)
+        label = str(Path(labels) / f"{name}{ending}")
+        found.append(EvaluationCase(name, "+".join(folds), tuple(files), label, tuple(channels or ())))
+    return _checked(found, problems)
+
+
+def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[EvaluationCase]:
+    """Check, by their headers alone, that every case has its files and a label of the images' shape."""
+    for case in cases:
+        absent = [file for file in (*case.files, case.label) if not Path(file).is_file()]
+        problems += [f"case '{case.name}': there is no file {file}." for file in absent]
+        if not absent:
+            image, label = _shape_in_header(case.files[0]), _shape_in_header(case.label)
+            if image and label and image != label:
+                problems.append(
+                    f"case '{case.name}': the label {case.label} has {_voxels(label)} voxels, the image "
+                    f"{case.files[0]} {_voxels(image)}. Both must lie on one voxel grid."
+                )
+    if problems:
+        named = "\n".join(f"  - {problem}" for problem in problems[:MOST_NAMED_PROBLEMS])
+        more = len(problems) - MOST_NAMED_PROBLEMS
+        raise UserError(
+            f"The cases have {len(problems)} problem(s); nothing was computed:\n{named}"
+            + (f"\n  - and {more} more" if more > 0 else "")
+        )
+    if not cases:
+        raise UserError("There is no case to evaluate. Choose other folds (-f), or cases with -i IMAGES -l LABELS.")
+    return list(cases)
+
+
+def _shape_in_header(file: str) -> tuple[int, ...] | None:
+    """Return the size of an image without reading its voxels; None where SimpleITK does not know the format."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return tuple(reader.GetSize()[:3])
+
+
+def _voxels(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

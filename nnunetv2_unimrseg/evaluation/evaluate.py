@@ -1,0 +1,185 @@
+"""Predict and score every subset of the modalities: `evaluate`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from nnunetv2_unimrseg.errors import UserError, nearest
+from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, validation_cases
+from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
+from nnunetv2_unimrseg.evaluation.engine import Options, predict_and_score
+from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.settings import EXTERNAL, VALIDATION, Model, open_model, settings_of
+from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, tidy, write_evaluation
+from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
+from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.stored_evaluation import store_evaluation
+from nnunetv2_unimrseg.trained_model import Fold
+
+Folder = str | os.PathLike
+
+
+def evaluate(
+    model_folder: Folder,
+    folds: Sequence[Fold] = (0, 1, 2, 3, 4),
+    *,
+    images: Folder | None = None,
+    labels: Folder | None = None,
+    output: Folder | None = None,
+    subsets: Sequence[str] = (ALL,),
+    empty: str = BRATS,
+    checkpoint: str = "checkpoint_final.pth",
+    use_mirroring: bool = True,
+    step_size: float = 0.5,
+    device: torch.device | str = "cuda",
+    perform_everything_on_device: bool = True,
+    num_threads_preprocessing: int = 2,
+    num_threads_scoring: int = 2,
+    num_parts: int = 1,
+    part_id: int = 0,
+    overwrite: bool = False,
+    report: bool = True,
+    store: bool = True,
+    show_progress: bool = True,
+) -> pd.DataFrame:
+    """Predict cases with every subset of their modalities, the other files left out before preprocessing, and score.
+
+    A second call with the same arguments goes on where an interrupted one stopped. The segmentations, `subsets.csv`,
+    `summary.json`, tables, plots and `report.html` are written to `output`.
+
+    Args:
+        model_folder: the folder that holds `fold_X`, of any nnU-Net trainer that segments. One that does not know of
+            missing modalities sees zeros, after normalisation, in their channels.
+        folds: without `images` each fold's model predicts the cases it was validated with (all cases are then
+            listed together); with `images` the folds' predictions are averaged.
+        images: folder of cases to evaluate instead, named as for prediction.
+        labels: folder of their references, `CASE<ending>`.
+        output: folder to write to; None is `evaluation_folds_...` in `model_folder`. Needed with `images`.
+        subsets: "all", "single", "leave-one-out", "complete", or by name as "T1+FLAIR". A case that lacks a modality
+            itself is left out of the subsets that hold it.
+        empty: convention for empty labels, "brats", "skip" or "nan" (see `conventions`). Changing it does not predict
+            anew.
+        checkpoint: file to load from each fold.
+        use_mirroring: predict mirrored images too, as nnU-Net does by default.
+        step_size: step of the sliding window, as a share of its size.
+        device: where to compute.
+        perform_everything_on_device: keep the results of the sliding window on the device.
+        num_threads_preprocessing: cases prepared at a time while the network computes; 0 for none.
+        num_threads_scoring: segmentations resampled, written and scored at a time meanwhile; 0 for none.
+        num_parts: evaluate every `num_parts`-th case only ...
+        part_id: ... starting with this one. The call that finds all cases done writes the tables.
+        overwrite: remove an evaluation that lies in `output`, instead of going on with it.
+        report: write tables, plots, montages and `report.html` too.
+        store: also store the result in the checkpoints, for prediction reports (models of this package only).
+        show_progress: progress bars.
+
+    Returns:
+        The tidy table of `subsets.csv`: one row a case x subset x label (see `results.COLUMNS`). `attrs` holds
+        `folder`, `failures` (cases that could not be scored, with reasons) and `unfinished` (cases x subsets that
+        other parts have yet to do).
+
+    Raises:
+        UserError: before anything is computed, for whatever the user can mend; and when nothing could be scored.
+    """
+    folds = [str(fold) for fold in folds]
+    options = Options(
+        checkpoint, use_mirroring, step_size, torch.device(device), perform_everything_on_device,
+        num_threads_preprocessing, num_threads_scoring, show_progress,
+    )  # fmt: skip
+    _check_arguments(options, empty, num_parts, part_id, images, labels, output)
+    model = open_model(Path(model_folder), folds, checkpoint)
+    chosen = _by_name(parse_subsets(subsets, model.modalities), model.modalities)
+    if images is None:
+        cases = validation_cases(model.plans, model.configuration, model.dataset_json, folds)
+    else:
+        cases = cases_of_folders(images, labels, model.dataset_json, folds)
+    kind = VALIDATION if images is None else EXTERNAL
+    prediction = {"mirroring": use_mirroring, "step_size": step_size}
+    folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
+    open_folder(folder, {"model": model.to_json(), "prediction": prediction, "kind": kind}, overwrite=overwrite)
+
+    predict_and_score(model.folder, cases[part_id::num_parts], chosen, folder, options)
+
+    records = {(case, name): read_record(folder, case, name) for case in cases for name in chosen}
+    done = {key: record for key, record in records.items() if record is not None}
+    failures = [
+        {"case": case.name, "subset": name, "reason": record.problem}
+        for (case, name), record in done.items()
+        if record.problem
+    ]
+    scores = tidy(done, chosen, empty)
+    if len(done) == len(records):
+        if scores.empty:
+            raise UserError(_nothing_scored(failures))
+        settings = settings_of(
+            model, prediction={**prediction, "device": options.device.type}, kind=kind, empty=empty, cases=cases,
+            subsets=chosen, failures=failures,
+        )  # fmt: skip
+        evaluation = write_evaluation(Evaluation(settings, scores), folder)
+        if report:
+            from nnunetv2_unimrseg.reports.evaluation import write_report
+
+            write_report(evaluation, folder)
+        if store and model.knows_missing:
+            _store(evaluation, model)
+    scores.attrs = {"folder": str(folder), "failures": failures, "unfinished": len(records) - len(done)}
+    return scores
+
+
+def _by_name(subsets: Sequence[Subset], modalities: Modalities) -> dict[str, Subset]:
+    named = {modalities.describe(subset): subset for subset in subsets}
+    if len(named) < len(subsets):
+        raise UserError(
+            f"The modalities' names ({', '.join(modalities)}) joined by '+' mean several subsets. Rename one of them "
+            "in dataset.json."
+        )
+    return named
+
+
+def _check_arguments(
+    options: Options,
+    empty: str,
+    num_parts: int,
+    part_id: int,
+    images: Folder | None,
+    labels: Folder | None,
+    output: Folder | None,
+) -> None:
+    if empty not in EMPTY_CONVENTIONS:
+        raise UserError(
+            f"The convention for empty labels is one of {', '.join(EMPTY_CONVENTIONS)}; found '{empty}'."
+            f"{nearest(empty, EMPTY_CONVENTIONS)}"
+        )
+    if not 0 < options.step_size <= 1:
+        raise UserError(f"The step size must be larger than 0 and at most 1; it is {options.step_size}.")
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
+    if min(options.num_threads_preprocessing, options.num_threads_scoring) < 0:
+        raise UserError("The numbers of threads (npp, nps) must be 0 (no others) or more.")
+    if (images is None) != (labels is None):
+        raise UserError("Cases of your own need both: their images (-i) and their labels (-l).")
+    if images is not None and output is None:
+        raise UserError("Where to write the evaluation of cases of your own? Name a folder (-o).")
+
+
+def _nothing_scored(failures: Sequence[dict[str, str]]) -> str:
+    if not failures:
+        return "Nothing could be scored: no case has all modalities of any of these subsets."
+    first = "\n".join(f"  - {entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures[:5])
+    return f"Nothing could be scored; {len(failures)} predictions failed, for example:\n{first}"
+
+
+def _store(evaluation: Evaluation, model: Model) -> None:
+    """Store the result in the checkpoints; where that cannot be, the evaluation stands all the same."""
+    for fold, checkpoint in zip(model.folds, model.checkpoints, strict=True):
+        try:
+            message = store_evaluation(checkpoint, evaluation, fold)
+        except UserError as error:
+            message = f"WARNING: the evaluation was not stored in {checkpoint}: {error}"
+        if message:
+            print(message)
