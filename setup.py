@@ -1,4 +1,4 @@
-"""Puts the top-level folders trainers/ and planners/ below the package nnunetv2_unimrseg."""
+"""Puts the top-level folders trainers/ and planners/ below the package nnunetv2_unimrseg; adds the HTML templates."""
 
 from setuptools import find_packages, setup
 
@@ -11,4 +11,5 @@ setup(
         f"{PACKAGE}.planners",
     ],
     package_dir={f"{PACKAGE}.trainers": "trainers", f"{PACKAGE}.planners": "planners"},
+    package_data={f"{PACKAGE}.reports": ["templates/*"]},
 )

@@ -114,7 +114,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object as nnU-Net formats it, in one step: readers see the old file or the new one.
+    """Write a JSON object as nnU-Net formats it; see `write_text`."""
+    write_text(path, json.dumps(content, indent=4))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: readers see the old file or the new one.
 
     Raises:
         UserError: when the folder cannot be written to; the file is as it was.
@@ -122,7 +127,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)

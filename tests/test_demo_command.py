@@ -22,7 +22,7 @@ def test_writes_the_dataset_and_names_the_next_commands(raw, capsys):
     assert main(["demo", "-d", "12", *SMALL]) == 0
     assert len(list((raw / "Dataset012_UniMRSegPhantom" / "imagesTs").iterdir())) == 4
     printed = capsys.readouterr().out
-    for command in ("unimrseg plan -d 12", "unimrseg env", "nnUNetv2_train 12", "nnUNetv2_predict"):
+    for command in ("unimrseg plan -d 12", "unimrseg train 12", "unimrseg predict", "unimrseg evaluate"):
         assert command in printed
 
 

@@ -68,18 +68,12 @@ def phantom_folder(number: int) -> Path:
 
 def next_commands(number: int, folder: Path) -> list[str]:
     """Return the commands that plan, train and predict this dataset on a small machine."""
-    from nnunetv2_unimrseg.stages import STAGES, TRAINER_OF_SECTION
-
-    model = f"{number} 3d_fullres 0"
+    dataset = f"-d {number} -c 3d_fullres -p nnUNetUniMRSegPlans"
+    labels = folder / "labelsTs"
     return [
         f"unimrseg plan -d {number} -c 3d_fullres --base-features 8",
-        f"unimrseg configure -d {number} -c 3d_fullres -p nnUNetUniMRSegPlans --set stage1.num_epochs=10 "
-        "stage2.num_epochs=30 stage3.num_epochs=10",
-        'eval "$(unimrseg env)"',
-        *(
-            f"nnUNetv2_train {model} -tr {TRAINER_OF_SECTION[stage]} -p nnUNetUniMRSegPlans -device cpu"
-            for stage in STAGES
-        ),
-        f"nnUNetv2_predict -i {folder / 'imagesTs'} -o predictions -d {number} -c 3d_fullres -f 0 "
-        f"-tr {TRAINER_OF_SECTION['stage3']} -p nnUNetUniMRSegPlans -device cpu",
+        f"unimrseg configure {dataset} --set stage1.num_epochs=10 stage2.num_epochs=30 stage3.num_epochs=10",
+        f"unimrseg train {number} 3d_fullres 0 -p nnUNetUniMRSegPlans -device cpu",
+        f"unimrseg predict -i {folder / 'imagesTs'} -o predictions {dataset} -f 0 -device cpu",
+        f"unimrseg evaluate -i {folder / 'imagesTs'} -l {labels} -o evaluation {dataset} -f 0 -device cpu",
     ]

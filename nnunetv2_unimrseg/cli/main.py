@@ -11,7 +11,7 @@ from types import ModuleType
 from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.errors import UserError, nearest
 
-COMMANDS = ("env", "info", "plan", "configure", "train", "predict", "demo")
+COMMANDS = ("env", "info", "plan", "configure", "train", "predict", "evaluate", "compare", "reconstruct", "demo")
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130

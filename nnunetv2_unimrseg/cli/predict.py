@@ -1,7 +1,8 @@
 """Segment cases that have any subset of the modalities.
 
 Takes nnU-Net's flags. All cases are checked first, every problem is listed at once, and modalities.json beside the
-segmentations says which modalities each case had. `--modalities` uses only those named.
+segmentations says which modalities each case had; report.html and report.json say too what Dice to expect with them,
+where the model was evaluated (`unimrseg evaluate`). `--modalities` uses only those named.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"There is no input folder {args.i}.")
     device = _device(args.device)
 
+    from nnunetv2_unimrseg.prediction_report import report_when_predicting
     from nnunetv2_unimrseg.predictor import UniMRSegPredictor
 
     predictor = UniMRSegPredictor(
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         allow_tqdm=not args.disable_progress_bar,
     )
     predictor.initialize_from_trained_model_folder(model_folder, folds, args.chk)
+    report_when_predicting(predictor)
     predictor.predict_from_files(
         args.i,
         args.o,

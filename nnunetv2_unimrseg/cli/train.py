@@ -91,6 +91,16 @@ def run(args: argparse.Namespace) -> None:
             print(f"{stage} is finished already: {folders[stage]}", flush=True)
         else:
             _train(dataset, TRAINER_OF_SECTION[stage], FLAGS_BY_STATE[state], args)
+    print(_next_commands(dataset, args))
+
+
+def _next_commands(dataset: str, args: argparse.Namespace) -> str:
+    model = f"-d {int(dataset[len('Dataset') :][:3])} -c {args.configuration} -p {args.p} -f {args.fold}"
+    model += "" if args.device == "cuda" else f" -device {args.device}"
+    return (
+        "The three stages are trained. What each missing modality costs, and predicting:\n"
+        f"  unimrseg evaluate {model}\n  unimrseg predict {model} -i PATIENTS -o SEGMENTATIONS"
+    )
 
 
 def needed_stages(config: UniMRSegConfig) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, validation_case
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.evaluation.engine import Options, predict_and_score
 from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.evaluation.settings import EXTERNAL, VALIDATION, Model, open_model, settings_of
+from nnunetv2_unimrseg.evaluation.settings import Model, open_model, settings_of
 from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, tidy, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.stored_evaluation import store_evaluation
+from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, store_evaluation
 from nnunetv2_unimrseg.trained_model import Fold
 
 Folder = str | os.PathLike

@@ -19,10 +19,9 @@ from nnunetv2_unimrseg.evaluation.metrics import LabelValue
 from nnunetv2_unimrseg.evaluation.results import FORMAT
 from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.stored_evaluation import weights_sha256
+from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, weights_sha256
 from nnunetv2_unimrseg.trained_model import check_trained_model, section_of
 
-VALIDATION, EXTERNAL = "validation", "external"
 SOURCES = {
     VALIDATION: "validation cases of the folds, each predicted by the fold that was not trained with it",
     EXTERNAL: "cases given besides the training data",

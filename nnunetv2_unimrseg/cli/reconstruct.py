@@ -1,0 +1,90 @@
+"""Write the modalities that cases lack, made from those they have by a stage-1 model.
+
+Each missing modality is written as CASE_XXXX.ending in the case's own geometry, in normalised units or, with
+--intensities, in the training set's intensities. These images are SYNTHETIC, and say so in their headers: they show
+what the model takes for likely, never what a scan would have shown; do not diagnose from them. Each case gets a
+picture, CASE_reconstruction.png. Cases that lack nothing are scored for each missing pattern (scores.csv,
+summary.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from nnunetv2_unimrseg.cli.model_arguments import (
+    add_model_arguments,
+    add_prediction_arguments,
+    device_of,
+    model_folder,
+)
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.folders import fold_name
+from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+
+FAILED_CASES_EXIT_CODE = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `unimrseg reconstruct`."""
+    add = parser.add_argument
+    add("-i", required=True, metavar="FOLDER", help="input folder; files are named CASE_XXXX.ending, any subset a case")
+    add("-o", required=True, metavar="FOLDER", help="output folder; made if needed")
+    add_model_arguments(parser, TRAINER_OF_SECTION["stage1"], "folds whose reconstructions are averaged")
+    add(
+        "--modalities",
+        nargs="+",
+        metavar="NAME",
+        help="reconstruct from these only (names or channel numbers), as if the other files were absent; where they "
+        "are there, they are the truth to score with",
+    )
+    add("--intensities", action="store_true", help="map to the training set's intensities; default: normalised units")
+    add("--no_scores", action="store_true", help="do not score; cases that lack nothing are then left out")
+    add_prediction_arguments(parser, "threads")
+    add("--overwrite", action="store_true", help="replace files that are in the output folder")
+    add("--continue_prediction", "--c", action="store_true", help="leave out cases whose picture is there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reconstruct as `args` say.
+
+    Raises:
+        UserError: for whatever the user can mend; then nothing was computed or written.
+        SystemExit: with code 1, after all others were done, when a case failed.
+    """
+    folder = model_folder(args)
+    folds = [fold_name(text) for text in args.f]
+    if not os.path.isdir(args.i):
+        raise UserError(f"There is no input folder {args.i}.")
+    device = device_of(args.device)
+
+    from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct
+
+    table = reconstruct(
+        args.i,
+        args.o,
+        folder,
+        folds,
+        checkpoint=args.chk,
+        modalities=args.modalities,
+        intensities=args.intensities,
+        scores=not args.no_scores,
+        use_mirroring=not args.disable_tta,
+        step_size=args.step_size,
+        device=device,
+        perform_everything_on_device=not args.not_on_device,
+        num_threads_preprocessing=args.npp,
+        num_threads_export=args.nps,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        overwrite=args.overwrite,
+        skip_done=args.continue_prediction,
+        show_progress=not args.disable_progress_bar,
+    )
+    print(f"{table['file'].notna().sum()} synthetic images written to {args.o}; {table['L1'].notna().sum()} scores.")
+    failures = table.attrs["failures"]
+    if failures:
+        lines = "\n".join(f"  - {entry['case']}, from {entry['subset']}: {entry['reason']}" for entry in failures)
+        print(f"unimrseg reconstruct: {len(failures)} reconstructions failed:\n{lines}", file=sys.stderr)
+        raise SystemExit(FAILED_CASES_EXIT_CODE)

@@ -1,0 +1,127 @@
+"""What `unimrseg compare` writes.
+
+FOLDER/differences.csv    the paired differences, tidy
+FOLDER/subsets.csv        the scores of all models, tidy
+FOLDER/summary.json       versions, models, conventions, method and figures
+FOLDER/table.md, .tex     Dice by subset, a table a label
+FOLDER/plots/*.png        Dice by subset; differences with their intervals
+FOLDER/report.html        all of it on one page
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_unimrseg import __version__
+from nnunetv2_unimrseg.comparison import plots
+from nnunetv2_unimrseg.comparison.report import report_page
+from nnunetv2_unimrseg.comparison.results import Comparison
+from nnunetv2_unimrseg.comparison.tables import comparison_table
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.results import SCORES_NAME, SUMMARY_NAME
+from nnunetv2_unimrseg.evaluation.summary import records
+from nnunetv2_unimrseg.folders import read_json, write_json
+from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
+
+FORMAT = 1
+FORMAT_KEY = "comparison_format"
+DIFFERENCES_NAME, REPORT_NAME = "differences.csv", "report.html"
+DICE_PLOT, DIFFERENCES_PLOT = "plots/dice_by_subset.png", "plots/differences.png"
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Check that a comparison may be written to `folder`: a new or empty one, or one that holds a comparison.
+
+    Raises:
+        UserError: when it holds an evaluation, or, unless `overwrite`, anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Choose another folder with -o.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    summary = read_json(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).is_file() else {}
+    if FORMAT_KEY in summary:
+        return
+    if "format" in summary or (folder / "scores").is_dir():
+        raise UserError(
+            f"{folder} holds an evaluation, which a comparison would damage. Choose another folder with -o."
+        )
+    if not overwrite:
+        raise UserError(
+            f"{folder} is not empty and holds no comparison. Choose another folder with -o, or write into it with "
+            "--overwrite."
+        )
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write everything; the files are made beside `folder` and moved into it when all are done.
+
+    Raises:
+        UserError: when the folder cannot be written to; then it is as it was.
+    """
+    folder = folder.resolve()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            _write_all(comparison, Path(temporary))
+            _move_all(Path(temporary), folder)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with -o.") from error
+
+
+def _write_all(comparison: Comparison, folder: Path) -> None:
+    (folder / "plots").mkdir()
+    comparison.differences.to_csv(folder / DIFFERENCES_NAME, index=False)
+    comparison.scores.to_csv(folder / SCORES_NAME, index=False)
+    labels = [comparison.headline, *(label for label in comparison.labels if label != comparison.headline)]
+    tables = {label: comparison_table(comparison, label) for label in labels}
+    markdown = [f"{markdown_escaped(table.caption)}\n\n{as_markdown(table)}\n" for table in tables.values()]
+    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    latex = [as_latex(table, f"tab:comparison-{number}") for number, table in enumerate(tables.values(), start=1)]
+    (folder / "table.tex").write_text("\n\n".join(latex) + "\n", encoding="utf-8")
+    plots.dice_by_subset(comparison, folder / DICE_PLOT)
+    plots.differences(comparison, folder / DIFFERENCES_PLOT)
+    page = report_page(comparison, dice_plot=folder / DICE_PLOT, differences_plot=folder / DIFFERENCES_PLOT)
+    (folder / REPORT_NAME).write_text(page, encoding="utf-8")
+    write_json(folder / SUMMARY_NAME, summary_of(comparison))
+
+
+def _move_all(source: Path, folder: Path) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, target)
+
+
+def summary_of(comparison: Comparison) -> dict[str, Any]:
+    """Return what `summary.json` holds; JSON types, None for what is undefined."""
+    matched = comparison.matched
+    packages = {name: version(name) for name in ("numpy", "pandas", "scipy")}
+    return {
+        FORMAT_KEY: FORMAT,
+        "versions": {"nnunetv2-unimrseg": __version__, **packages, "python": platform.python_version()},
+        "models": [
+            {
+                "name": name,
+                "folder": evaluation.folder and str(evaluation.folder.resolve()),
+                **{key: evaluation.settings[key] for key in ("model", "prediction", "versions")},
+            }
+            for name, evaluation in zip(comparison.names, comparison.evaluations, strict=True)
+        ],
+        "conventions": comparison.evaluations[0].settings["conventions"],
+        "method": comparison.method,
+        "modalities": list(matched.modalities),
+        "labels": list(matched.labels),
+        "subsets": [
+            {"name": name, "available": [one for one, there in zip(matched.modalities, subset, strict=True) if there]}
+            for name, subset in matched.subsets.items()
+        ],
+        "cases": matched.cases,
+        "notices": list(comparison.notices),
+        "figures": {"differences": records(comparison.differences)},
+    }

@@ -1,0 +1,251 @@
+"""What each predicted case had, and what Dice to expect of it: `report.json` and `report.html`.
+
+    predictor = UniMRSegPredictor()
+    predictor.initialize_from_trained_model_folder(MODEL_FOLDER, use_folds=(0,))
+    predictor.predict_from_files("PATIENTS", "SEGMENTATIONS")
+    write_prediction_report("SEGMENTATIONS", predictor)
+
+`report_when_predicting(predictor)`, called before predicting instead, has it written each time before anything is
+computed, as `unimrseg predict` does. `report.json` holds `format`, `updated`, `versions`, `models` (by a
+short id: `EvaluatedModel.description`, `prediction`, `evaluation`, `why_no_evaluation`, `evaluate_with`, `cautions`)
+and `cases` (by name: `available`, `missing`, `subset`, `model`, `time`, `expected_dice` and `flags`).
+Cases that were predicted before stay in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_unimrseg import __version__
+from nnunetv2_unimrseg.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_case, remarks
+from nnunetv2_unimrseg.cases import REPORT_NAME as MODALITIES_NAME
+from nnunetv2_unimrseg.cases import one_at_a_time, print_report
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS, FAILURE_DICE
+from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
+from nnunetv2_unimrseg.expected_dice import (
+    FREQUENT_FAILURE,
+    LARGE_DROP,
+    LOW_DICE,
+    EvaluatedModel,
+    read_evaluated_model,
+)
+from nnunetv2_unimrseg.folders import read_json, write_json, write_text
+from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.reports.html import render
+from nnunetv2_unimrseg.stored_evaluation import VALIDATION
+from nnunetv2_unimrseg.trained_model import Fold, check_trained_model
+
+REPORT_NAME, PAGE_NAME = "report.json", "report.html"
+FORMAT = 1
+
+
+def write_prediction_report(
+    folder: str | Path,
+    model: UniMRSegPredictor | EvaluatedModel | str | Path,
+    cases: Cases | None = None,
+    *,
+    folds: Sequence[Fold] | Fold | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+    prediction: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `report.json` and `report.html` into the folder of the segmentations; cases reported before stay in.
+
+    Args:
+        folder: where the segmentations are, or will be.
+        model: that predicts: a predictor with a model loaded from its folder, that folder, or what
+            `read_evaluated_model` returns.
+        cases: by name, `{"available": [...], "missing": [...]}`; None for all in the folder's `modalities.json`.
+        folds: with a model's folder: those that predict; None for all trained.
+        checkpoint_name: with a model's folder: the file of each fold.
+        prediction: how was predicted, `mirroring` and `step_size`; known of a predictor.
+
+    Returns:
+        What `report.json` holds.
+
+    Raises:
+        UserError: when a checkpoint's weights changed since its evaluation was stored, or `report.json` is not ours.
+    """
+    folder = Path(folder)
+    if isinstance(model, UniMRSegPredictor):
+        prediction = prediction or _prediction(model)
+    if not isinstance(model, EvaluatedModel):
+        model = evaluated_model(model, folds, checkpoint_name)
+    cases = read_json(folder / MODALITIES_NAME) if cases is None else cases
+    path = folder / REPORT_NAME
+    with one_at_a_time(path):
+        report = _merged(_existing(path), model, cases, prediction or {})
+        write_json(path, report)
+        write_text(folder / PAGE_NAME, render("prediction.html.j2", **page_of(report)))
+    return report
+
+
+def evaluated_model(
+    model: UniMRSegPredictor | str | Path,
+    folds: Sequence[Fold] | Fold | None = None,
+    checkpoint_name: str = "checkpoint_final.pth",
+) -> EvaluatedModel:
+    """Read what is known of the model that a predictor has loaded, or that lies in a folder.
+
+    Raises:
+        UserError: when its weights changed since its evaluation was stored, or a predictor's are not from a file.
+    """
+    if not isinstance(model, UniMRSegPredictor):
+        folds = [folds] if isinstance(folds, str | int) else folds
+        return read_evaluated_model(check_trained_model(Path(model), folds, checkpoint_name))
+    if not model.checkpoints:
+        raise UserError(
+            "The predictor's model was not loaded from a folder, so there is no evaluation of it to report. Load one "
+            "with initialize_from_trained_model_folder."
+        )
+    return read_evaluated_model(model.checkpoints)
+
+
+def report_when_predicting(predictor: UniMRSegPredictor) -> None:
+    """Let a predictor tell what to expect of each case, and write the report, before it predicts.
+
+    Raises:
+        UserError: as `evaluated_model`.
+    """
+    model = evaluated_model(predictor)
+    if model.evaluation is None:
+        print(f"What Dice to expect is not known: {model.why_none}. To know it: {model.evaluate_with}")
+
+    def report_cases(folder: Path | None, cases: Cases) -> None:
+        print_report(cases, remarks(model, cases))
+        if folder is not None:
+            write_prediction_report(folder, model, cases, prediction=_prediction(predictor))
+
+    predictor.report_cases = report_cases
+
+
+def _prediction(predictor: UniMRSegPredictor) -> dict[str, Any]:
+    return {"mirroring": predictor.use_mirroring, "step_size": predictor.tile_step_size}
+
+
+def _existing(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    report = read_json(path)
+    if report.get("format") != FORMAT or not {"models", "cases"} <= report.keys():
+        raise UserError(
+            f"{path} is no prediction report of this version, so no case can be added to it. Move it away, or predict "
+            "into another folder."
+        )
+    return report
+
+
+def _merged(
+    before: Mapping[str, Any], model: EvaluatedModel, cases: Cases, prediction: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the report with these cases added; earlier cases of the same model get what is known of it now."""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    described = _described(model, prediction)
+    identity = _identity(described)
+    entries = dict(before.get("cases", {}))
+    entries |= {
+        name: _entry(model, identity, case, case["time"]) for name, case in entries.items() if case["model"] == identity
+    }
+    entries |= {name: _entry(model, identity, case, now) for name, case in cases.items()}
+    used = {case["model"] for case in entries.values()}
+    models = {**before.get("models", {}), identity: described}
+    return {
+        "format": FORMAT,
+        "updated": now,
+        "versions": _versions(),
+        "models": {key: models[key] for key in models if key in used},
+        "cases": {name: entries[name] for name in sorted(entries)},
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("nnunetv2", "torch")}
+    return {"nnunetv2-unimrseg": __version__, **packages, "python": platform.python_version()}
+
+
+def _identity(described: Mapping[str, Any]) -> str:
+    """Return a short name for a model that predicts in one way."""
+    text = json.dumps([described["weights_sha256"], described["prediction"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _described(model: EvaluatedModel, prediction: Mapping[str, Any]) -> dict[str, Any]:
+    evaluation = model.evaluation
+    described = {**model.description, "modalities": list(model.modalities), "prediction": dict(prediction)}
+    if evaluation is not None:
+        described["evaluation"] = {
+            "kind": evaluation.kind,
+            "folds": evaluation.folds,
+            "num_cases": evaluation.num_cases,
+            "labels": evaluation.labels,
+            "conventions": evaluation.conventions,
+            "prediction": evaluation.prediction,
+            "versions": evaluation.versions,
+        }
+    else:
+        described |= {"evaluation": None, "why_no_evaluation": model.why_none}
+    return {**described, "evaluate_with": model.evaluate_with, "cautions": _cautions(model, prediction)}
+
+
+def _cautions(model: EvaluatedModel, prediction: Mapping[str, Any]) -> list[str]:
+    """Say what makes the expected Dice of a model less to the point."""
+    evaluation = model.evaluation
+    if evaluation is None:
+        return []
+    found = []
+    if evaluation.kind == VALIDATION and "all" in evaluation.folds:
+        found.append("Fold 'all' was evaluated on the cases that it was trained with: expect less than is said here.")
+    if evaluation.kind == VALIDATION and len(evaluation.folds) > 1:
+        found.append("Each fold was evaluated alone, on its own validation cases; here their predictions are averaged.")
+    for name, words in (("mirroring", "mirrored images"), ("step_size", "step of the sliding window")):
+        one, other = evaluation.prediction.get(name), prediction.get(name)
+        if one is not None and other is not None and one != other:
+            found.append(f"Evaluated with another setting than predicted with ({words}: {one}, here {other}).")
+    return found
+
+
+def _entry(model: EvaluatedModel, identity: str, case: Mapping[str, Any], time: str) -> dict[str, Any]:
+    figures, flags = expected_of_case(model, case["available"])
+    return {
+        "available": list(case["available"]),
+        "missing": list(case["missing"]),
+        "subset": "+".join(case["available"]),
+        "model": identity,
+        "time": time,
+        "expected_dice": figures,
+        "flags": flags,
+    }
+
+
+def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template of `report.html` uses: the report, ordered for reading."""
+    models, cases = report["models"], report["cases"]
+    flagged = {
+        kind: sum(any(flag["kind"] == kind for flag in case["flags"]) for case in cases.values())
+        for kind in (WEAK, NOT_EVALUATED)
+    }
+    return {
+        "report": report,
+        "modalities": list(dict.fromkeys(name for model in models.values() for name in model["modalities"])),
+        "subsets": _subsets(cases),
+        "num_incomplete": sum(bool(case["missing"]) for case in cases.values()),
+        "flagged": flagged,
+        "several_labels": any(len(case["expected_dice"]) > 1 for case in cases.values()),
+        "known": any(model["evaluation"] for model in models.values()),
+        "conventions": DESCRIPTIONS,
+        "rule": {"drop": LARGE_DROP, "low": LOW_DICE, "failures": FREQUENT_FAILURE, "failed": FAILURE_DICE},
+        "mean_label": MEAN_LABEL,
+    }
+
+
+def _subsets(cases: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return each combination of modalities (and model) that a case has, fewest modalities first."""
+    distinct = {(case["model"], case["subset"]): case for case in cases.values()}
+    return sorted(distinct.values(), key=lambda one: (one["model"], len(one["available"]), one["subset"]))

@@ -1,0 +1,51 @@
+"""From nnU-Net's preprocessed grid back to the voxels of the original image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+
+def to_original_grid(
+    image: np.ndarray,
+    properties: dict,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    outside: Sequence[float | None],
+) -> np.ndarray:
+    """Revert resampling, crop and transposition of a preprocessed image.
+
+    Resampled is as the plans resample images (`resampling_fn_data`), so that what was resampled there and back is as
+    sharp as it can be.
+
+    Args:
+        image: (K, X, Y, Z), any K channels, on the preprocessed grid.
+        properties: what preprocessing returned.
+        plans_manager: of the model.
+        configuration_manager: of the model.
+        outside: the value of each channel outside the crop; None for the channel's lowest value.
+
+    Returns:
+        (K, ...) float32, the spatial axes as the reader's arrays have them.
+    """
+    shape = properties["shape_after_cropping_and_before_resampling"]
+    original_spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+    spacing = list(configuration_manager.spacing)
+    if len(spacing) < len(shape):
+        spacing = [original_spacing[0], *spacing]
+    image = np.asarray(image, dtype=np.float32)
+    cropped = np.asarray(configuration_manager.resampling_fn_data(image, shape, spacing, original_spacing))
+    box = tuple(slice(*extent) for extent in properties["bbox_used_for_cropping"])
+    whole = np.empty((len(image), *properties["shape_before_cropping"]), dtype=np.float32)
+    for channel, of_crop, value in zip(whole, cropped, outside, strict=True):
+        channel[...] = of_crop.min() if value is None else value
+        channel[box] = of_crop
+    return whole.transpose([0, *(axis + 1 for axis in plans_manager.transpose_backward)])
+
+
+def crop_box(properties: dict, plans_manager: PlansManager) -> tuple[slice, ...]:
+    """Return the part of the original grid that preprocessing kept."""
+    box = properties["bbox_used_for_cropping"]
+    return tuple(slice(*box[axis]) for axis in plans_manager.transpose_backward)

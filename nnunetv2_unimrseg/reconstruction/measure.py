@@ -1,0 +1,146 @@
+"""The training set's average intensity parameters, measured once and kept beside the model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tqdm import tqdm
+
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.folders import VARIABLES, read_json, write_json
+from nnunetv2_unimrseg.modalities import Modalities
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+CACHE_NAME = "unimrseg_intensities.json"
+"""The file in the model's folder that keeps what was measured."""
+
+FORMAT = 1
+RAW = VARIABLES[0]
+_MOST_NAMED = 10
+
+
+def training_intensities(
+    model_folder: Path,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    modalities: Modalities,
+    *,
+    num_threads: int = 0,
+    show_progress: bool = True,
+) -> list[dict[str, float]]:
+    """Return, for each channel, averages over the training cases of what nnU-Net's normalisers take from an image.
+
+    Measured are the raw images in nnUNet_raw, cropped as nnU-Net crops them. The result is kept in the model's folder
+    (`CACHE_NAME`) and used again while the training images' names, sizes and times of change stay the same, and where
+    nnUNet_raw does not have the dataset.
+
+    Returns:
+        `mean` and `std` (inside the nonzero mask where the plans normalise with it), `minimum` and `maximum`, in raw
+        intensities. Cases in which the channel is constant do not count.
+
+    Raises:
+        UserError: when there are neither training images nor a result that was kept.
+    """
+    path = model_folder / CACHE_NAME
+    basis = {"format": FORMAT, "modalities": list(modalities), "masked": list(configuration_manager.use_mask_for_norm)}
+    kept = read_json(path) if path.is_file() else {}
+    usable = all(kept.get(key) == value for key, value in basis.items())
+    dataset = plans_manager.dataset_name
+    raw = os.environ.get(RAW)
+    folder = Path(raw) / dataset if raw else None
+    if folder is None or not (folder / "dataset.json").is_file():
+        if usable:
+            return [kept["channels"][name] for name in modalities]
+        where = f"{RAW} is not set" if folder is None else f"there is no {folder / 'dataset.json'}"
+        raise UserError(
+            f"The training images of {dataset} are needed once, to measure their intensities, but {where}, and {path} "
+            f"does not hold them. Set {RAW} to the folder of the dataset that the model was trained with, copy "
+            f"{CACHE_NAME} from where it was made, or leave out --intensities."
+        )
+    cases = _training_cases(folder, len(modalities))
+    basis["training_images"] = _fingerprint(cases)
+    if not usable or kept.get("training_images") != basis["training_images"]:
+        channels = _measure(cases, plans_manager, basis["masked"], modalities, num_threads, show_progress)
+        kept = {**basis, "dataset": dataset, "num_cases": len(cases), "channels": channels}
+        try:
+            write_json(path, kept)
+        except UserError as error:
+            print(f"What was measured is not kept for the next time: {error}")
+    return [kept["channels"][name] for name in modalities]
+
+
+def _training_cases(folder: Path, num_channels: int) -> dict[str, list[str]]:
+    listed = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    cases = {case: list(entry["images"]) for case, entry in listed.items()}
+    lacking = [
+        case
+        for case, files in cases.items()
+        if len(files) != num_channels or not all(Path(file).is_file() for file in files)
+    ]
+    if lacking or not cases:
+        named = ", ".join(lacking[:_MOST_NAMED]) + (", ..." if len(lacking) > _MOST_NAMED else "")
+        raise UserError(
+            f"{folder} has {len(cases)} training cases, of which {len(lacking)} lack images ({named or 'none'}). Give "
+            "the dataset that the model was trained with, or leave out --intensities."
+        )
+    return cases
+
+
+def _fingerprint(cases: Mapping[str, Sequence[str]]) -> str:
+    digest = hashlib.sha256()
+    for case, files in sorted(cases.items()):
+        for file in files:
+            state = os.stat(file)
+            digest.update(f"{case}/{Path(file).name}/{state.st_size}/{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _measure(
+    cases: Mapping[str, Sequence[str]],
+    plans_manager: PlansManager,
+    masked: Sequence[bool],
+    modalities: Modalities,
+    num_threads: int,
+    show_progress: bool,
+) -> dict[str, dict[str, float]]:
+    measure = partial(_of_case, plans_manager.image_reader_writer_class(), masked)
+    with ThreadPoolExecutor(max(num_threads, 1)) as pool:
+        found = pool.map(measure, cases.values())
+        found = list(tqdm(found, total=len(cases), desc="Measuring training intensities", disable=not show_progress))
+    channels = {}
+    for channel, name in enumerate(modalities):
+        of_cases = [entry[channel] for entry in found if entry[channel]]
+        if not of_cases:
+            raise UserError(f"{name} is constant in every training case, so it has no intensities to map to.")
+        channels[name] = {key: float(np.mean([entry[key] for entry in of_cases])) for key in of_cases[0]}
+    return channels
+
+
+def _of_case(reader: BaseReaderWriter, masked: Sequence[bool], files: Sequence[str]) -> list[dict[str, float]]:
+    image, _ = reader.read_images(list(files))
+    image, outside, _ = crop_to_nonzero(image)
+    mask = outside[0] >= 0
+    return [
+        _of_channel(channel, channel[mask] if uses_mask else channel)
+        for channel, uses_mask in zip(image, masked, strict=True)
+    ]
+
+
+def _of_channel(channel: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+    minimum, maximum = float(channel.min()), float(channel.max())
+    if minimum == maximum:
+        return {}
+    counted = counted.astype(np.float64)
+    return {"mean": float(counted.mean()), "std": float(counted.std()), "minimum": minimum, "maximum": maximum}

@@ -1,0 +1,141 @@
+"""What is to be reconstructed: the cases, all checked, and for each the subsets to reconstruct from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2_unimrseg.cases import check_cases, find_cases, raise_for_input
+from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.reading import case_name
+from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+Files = str | os.PathLike | Sequence[Sequence[str | os.PathLike]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case whose files have been checked.
+
+    Attributes:
+        name: before the channel suffix.
+        files: those to reconstruct from.
+        all_files: `files`, and those that are the truth for what is reconstructed.
+        available: the modalities in `files`.
+        subsets: what to reconstruct from: `available`, or each missing pattern where nothing is missing.
+        targets: the file to write for each missing channel.
+        montage: the picture's file.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    all_files: tuple[str, ...]
+    available: Subset
+    subsets: tuple[Subset, ...]
+    targets: dict[int, Path]
+    montage: Path
+
+
+def plan_cases(
+    images: Files,
+    output: Path,
+    modalities: Modalities,
+    reader: BaseReaderWriter,
+    file_ending: str,
+    *,
+    chosen: Subset | None,
+    scores: bool,
+    overwrite: bool,
+    skip_done: bool,
+    part: slice,
+    show_progress: bool,
+) -> list[Case]:
+    """Find and check all cases, and what would be written for them.
+
+    Args:
+        images: a folder, or the files of each case.
+        output: the folder to write to.
+        modalities: the dataset's.
+        reader: the plans' reader.
+        file_ending: as in dataset.json.
+        chosen: the only modalities to reconstruct from; None for all.
+        scores: whether to score what has a truth; without it a case that lacks nothing is left out.
+        overwrite: whether existing files may be replaced.
+        skip_done: whether to leave out cases whose picture is there.
+        part: which of the cases.
+        show_progress: progress bar.
+
+    Raises:
+        UserError: one error that lists every problem: see `cases.check_cases`, two cases of one name, and files that
+            would be overwritten (an input never is).
+    """
+    problems: list[str] = []
+    used = find_cases(images, modalities, file_ending, chosen, problems)
+    every = used if chosen is None or problems else find_cases(images, modalities, file_ending, None, [])
+    problems += _repeated_names(used, file_ending)
+    raise_for_input(problems)
+    pairs = [
+        (files, all_files if scores else files)
+        for files, all_files in list(zip(used, every, strict=True))[part]
+        if not (skip_done and _montage(output, case_name(files, file_ending)).is_file())
+    ]
+    check = {"reader": reader, "modalities": modalities, "file_ending": file_ending, "show_progress": show_progress}
+    available = check_cases([files for files, _ in pairs], chosen=chosen, **check)
+    if with_truth := [all_files for files, all_files in pairs if len(all_files) > len(files)]:
+        check_cases(with_truth, **check)
+    cases = []
+    for (files, all_files), subset in zip(pairs, available, strict=True):
+        name = case_name(files, file_ending)
+        complete = all(subset)
+        cases.append(
+            Case(
+                name,
+                tuple(files),
+                tuple(all_files),
+                subset,
+                tuple(missing_patterns(len(modalities)) if complete and scores else () if complete else [subset]),
+                {
+                    channel: output / f"{name}_{channel:04d}{file_ending}"
+                    for channel, present in enumerate(subset)
+                    if not present
+                },
+                _montage(output, name),
+            )
+        )
+    raise_for_input(_overwriting(cases, {Path(file).resolve() for files in every for file in files}, overwrite))
+    return cases
+
+
+def _montage(output: Path, name: str) -> Path:
+    return output / f"{name}_reconstruction.png"
+
+
+def _repeated_names(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
+    first: dict[str, str] = {}
+    problems = []
+    for files in cases:
+        name = case_name(files, file_ending)
+        if name in first:
+            problems.append(f"{first[name]} and {files[0]} are two cases of one name, '{name}'. Rename one of them.")
+        first.setdefault(name, files[0])
+    return problems
+
+
+def _overwriting(cases: Sequence[Case], inputs: set[Path], overwrite: bool) -> list[str]:
+    problems = []
+    for case in cases:
+        for path in (*case.targets.values(), case.montage) if case.subsets else ():
+            if path.resolve() in inputs:
+                problems.append(f"{path} is an input and would be overwritten. Give another output folder (-o).")
+            elif path.exists() and not overwrite:
+                problems.append(
+                    f"{path} is there already. Replace it (--overwrite), leave finished cases out (--c), or give "
+                    "another output folder (-o)."
+                )
+    return problems

@@ -1,0 +1,220 @@
+"""Write the modalities that cases lack, and score reconstructions where the truth is known: `reconstruct`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from nnunetv2_unimrseg.background import in_background
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.reconstruction.closing import close_case
+from nnunetv2_unimrseg.reconstruction.intensities import check_invertible, normalisers_of
+from nnunetv2_unimrseg.reconstruction.measure import training_intensities
+from nnunetv2_unimrseg.reconstruction.model import Reconstructor
+from nnunetv2_unimrseg.reconstruction.planning import Case, Files, plan_cases
+from nnunetv2_unimrseg.reconstruction.results import open_folder
+from nnunetv2_unimrseg.reconstruction.scores import FIGURES
+from nnunetv2_unimrseg.reconstruction.work import Output, Workshop
+from nnunetv2_unimrseg.reconstruction.writing import check_format
+from nnunetv2_unimrseg.stored_evaluation import weights_sha256
+from nnunetv2_unimrseg.trained_model import Fold
+
+COLUMNS = ("case", "available", "modality", "file", *FIGURES)
+
+
+def reconstruct(
+    images: Files,
+    output: str | os.PathLike,
+    model_folder: str | os.PathLike,
+    folds: Sequence[Fold] | None = (0, 1, 2, 3, 4),
+    *,
+    checkpoint: str = "checkpoint_final.pth",
+    modalities: Sequence[str | int] | None = None,
+    intensities: bool = False,
+    scores: bool = True,
+    use_mirroring: bool = True,
+    step_size: float = 0.5,
+    device: torch.device | str = "cuda",
+    perform_everything_on_device: bool = True,
+    num_threads_preprocessing: int = 2,
+    num_threads_export: int = 2,
+    num_parts: int = 1,
+    part_id: int = 0,
+    overwrite: bool = False,
+    skip_done: bool = False,
+    show_progress: bool = True,
+) -> pd.DataFrame:
+    """Reconstruct, with a stage-1 model, what each case lacks; where the truth is known, score it.
+
+    For each missing modality `CASE_XXXX<ending>` is written to `output`, synthetic, in the geometry of the case's
+    first available file, and for each case a picture, `CASE_reconstruction.png`. A case that lacks nothing is
+    reconstructed from each missing pattern (`scores.missing_patterns`) and scored; no image of it is written.
+
+    *How scores are made.* Files are left out before preprocessing, so nothing of them leaks in. Reconstruction and
+    truth are compared in normalised units on the original grid. The truth is the image as preprocessed together with
+    all other images of the case, which is what stage 1 is trained to make, brought back to the original grid in the
+    same way as the reconstruction; so both have gone through the same resampling. Compared is the box that
+    preprocessing keeps of all the case's images. Where the available images are zero at its borders, preprocessing
+    keeps less of them; the reconstruction is constant there (see `intensities`), which counts as its error.
+
+    Args:
+        images: a folder, its files named `CASE_XXXX<ending>`, any subset a case; or the files of each case.
+        output: the folder to write to. Files that are there are not replaced, inputs never.
+        model_folder: the folder that holds `fold_X`, of UniMRSegStage1Trainer.
+        folds: the folds whose reconstructions are averaged; None for all that are trained.
+        checkpoint: the file to load from each fold.
+        modalities: reconstruct from these only, as if the other files were absent (they are the truth then).
+        intensities: write raw intensities instead of normalised units: the average intensity parameters of the
+            training set stand for those of the scan that does not exist (see `intensities`, `measure`).
+        scores: whether to score.
+        use_mirroring: average over mirrored images too, as nnU-Net does by default.
+        step_size: step of the sliding window, as a share of its size, above 0, at most 1.
+        device: where to compute.
+        perform_everything_on_device: keep the results of the sliding window on the device.
+        num_threads_preprocessing: cases prepared at a time while the network computes; 0 for none.
+        num_threads_export: reconstructions scored and written at a time meanwhile; 0 for none.
+        num_parts: only every `num_parts`-th case ...
+        part_id: ... starting with this one.
+        overwrite: replace what is in `output`.
+        skip_done: leave out the cases whose picture is in `output`.
+        show_progress: progress bars.
+
+    Returns:
+        One row a case x available modalities x missing modality that was reconstructed in this call: `case`,
+        `available` ("T1+FLAIR"), `modality`, `file` (None where none was to be written), and `L1` (normalised units),
+        `PSNR` (dB), `SSIM` (NaN where the truth is not known). `attrs["failures"]` lists cases that failed, each with
+        `case`, `subset` and `reason`; they do not stop the others.
+
+    Raises:
+        UserError: before anything is computed, for whatever the user can mend: no stage-1 model, bad or unreadable
+            input (all problems at once), files that would be overwritten, a normaliser or file format that cannot
+            hold what is asked for, training intensities that are neither kept nor can be measured.
+    """
+    threads = num_threads_preprocessing, num_threads_export
+    _check_arguments(step_size, num_parts, part_id, threads, overwrite and skip_done)
+    device, output = torch.device(device), Path(output)
+    model = Reconstructor(
+        tile_step_size=step_size,
+        use_mirroring=use_mirroring,
+        perform_everything_on_device=perform_everything_on_device and device.type == "cuda",
+        device=device,
+        allow_tqdm=False,
+    )
+    model.initialize_from_trained_model_folder(model_folder, folds, checkpoint)
+    reader, ending = model.plans_manager.image_reader_writer_class, model.dataset_json["file_ending"]
+    chosen = None if modalities is None else model.modalities.subset(modalities)
+    cases = plan_cases(
+        images, output, model.modalities, reader(), ending, chosen=chosen, scores=scores, overwrite=overwrite,
+        skip_done=skip_done, part=slice(part_id, None, num_parts), show_progress=show_progress,
+    )  # fmt: skip
+    written = sorted({channel for case in cases for channel in case.targets})
+    measured = None
+    if written:
+        check_format(reader, ending, intensities=intensities)
+    if written and intensities:
+        measured = _measured(model, Path(model_folder), written, num_threads_preprocessing, show_progress)
+    settings = _settings(model, checkpoint, step_size, use_mirroring, chosen, intensities)
+    open_folder(output, settings, overwrite=overwrite)
+    for case in cases:
+        if not case.subsets:
+            print(f"{case.name}: nothing missing, nothing to do without scores")
+    workshop = Workshop(model, intensities=intensities, scores=scores, measured=measured)
+    rows, failures = _run(workshop, cases, output, settings, threads, show_progress)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.attrs["failures"] = failures
+    return table
+
+
+def _check_arguments(
+    step_size: float, num_parts: int, part_id: int, threads: Sequence[int], overwrite_and_skip: bool
+) -> None:
+    if not 0 < step_size <= 1:
+        raise UserError(f"The step size must be larger than 0 and at most 1; it is {step_size}.")
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
+    if min(threads) < 0:
+        raise UserError(
+            f"The numbers of threads (npp, nps) must be at least 0; they are {threads[0]} and {threads[1]}."
+        )
+    if overwrite_and_skip:
+        raise UserError("Overwriting and leaving out what is done (--overwrite, --c) exclude each other.")
+
+
+def _measured(
+    model: Reconstructor, model_folder: Path, written: Sequence[int], num_threads: int, show_progress: bool
+) -> list[dict[str, float]] | None:
+    normalisers = normalisers_of(model.plans_manager, model.configuration_manager)
+    check_invertible({model.modalities.names[channel]: normalisers[channel] for channel in written})
+    if not any(normalisers[channel].is_measured for channel in written):
+        return None
+    return training_intensities(
+        model_folder, model.plans_manager, model.configuration_manager, model.modalities, num_threads=num_threads,
+        show_progress=show_progress,
+    )  # fmt: skip
+
+
+def _settings(
+    model: Reconstructor,
+    checkpoint: str,
+    step_size: float,
+    use_mirroring: bool,
+    chosen: Sequence[bool] | None,
+    intensities: bool,
+) -> dict[str, Any]:
+    """Return what changes the reconstructions, as JSON types."""
+    return {
+        "model": {
+            "dataset": model.plans_manager.dataset_name,
+            "trainer": model.trainer_name,
+            "plans": model.plans_manager.plans_name,
+            "checkpoint": checkpoint,
+            "weights_sha256": [weights_sha256(weights) for weights in model.list_of_parameters],
+        },
+        "mirroring": use_mirroring,
+        "step_size": step_size,
+        "only_from": None if chosen is None else model.modalities.describe(chosen),
+        "units": "training-set intensities" if intensities else "normalised",
+    }
+
+
+def _run(
+    workshop: Workshop,
+    cases: Sequence[Case],
+    output: Path,
+    settings: dict[str, Any],
+    threads: tuple[int, int],
+    show_progress: bool,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Reconstruct what comes from preparing threads, and have it finished by others meanwhile."""
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    done: dict[str, list[Output]] = {case.name: [] for case in cases}
+    total = sum(len(case.subsets) for case in cases)
+    progress = tqdm(total=total, desc="Reconstructing", disable=not show_progress)
+
+    def collect(result: Output) -> None:
+        progress.update()
+        done[result.case.name].append(result)
+        if len(done[result.case.name]) == len(result.case.subsets):
+            closed = close_case(result.case, done.pop(result.case.name), workshop.model.modalities, output, settings)
+            rows.extend(closed[0])
+            failures.extend(closed[1])
+
+    with progress, ThreadPoolExecutor(max(threads[1], 1)) as pool:
+        waiting: list[Future] = []
+        for entry in in_background([partial(workshop.prepare, case) for case in cases if case.subsets], threads[0]):
+            progress.set_postfix_str(entry.case.name)
+            waiting.append(pool.submit(workshop.finish, entry, workshop.predict(entry)))
+            while len(waiting) > 2 * threads[1]:
+                collect(waiting.pop(0).result())
+        for future in waiting:
+            collect(future.result())
+    return rows, failures

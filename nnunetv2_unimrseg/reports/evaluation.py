@@ -1,0 +1,106 @@
+"""The report of an evaluation: tables, plots, a picture a case, and one page that holds everything.
+
+FOLDER/report.html           opens from disk, loads nothing
+FOLDER/table.md, table.tex   Dice and HD95 by subset
+FOLDER/plots/*.png           heat map, box plots, cost of losing each modality
+FOLDER/montages/CASE.png     modalities, reference and predictions
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.reports import plots
+from nnunetv2_unimrseg.reports.case_images import read_case_images
+from nnunetv2_unimrseg.reports.evaluation_page import Pictures, evaluation_page
+from nnunetv2_unimrseg.reports.montage import (
+    case_dice,
+    modalities_by_cost,
+    shown_subsets,
+    subset_words,
+    write_montage,
+)
+from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, subset_table
+from nnunetv2_unimrseg.reports.viewer import MOST_BYTES, viewer_case, viewer_cases
+
+REPORT_NAME = "report.html"
+PLOTS = (plots.heat_map, plots.boxes_by_number, plots.cost_of_losing)
+TABLES = ("dice", "hd95_mm")
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> Path:
+    """Write the report of an evaluation; an older one in the folder stays whole until the new one is done.
+
+    Args:
+        evaluation: what `evaluate` returns or `read_evaluation` reads. Cases whose files are gone, and all cases of
+            an evaluation without a folder, are in the tables but not in the pictures; the page says so.
+        folder: where to write, made where it is not there.
+
+    Returns:
+        The page, `folder/report.html`.
+
+    Raises:
+        UserError: when the evaluation has no scores, or when the folder cannot be written to.
+    """
+    if evaluation.scores.empty:
+        raise UserError("There is nothing to report: no case was scored. See the failures in summary.json.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".report_", dir=folder))
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {folder}: {error.strerror}.") from error
+    try:
+        _write_all(evaluation, unfinished)
+        for file in sorted(path for path in unfinished.rglob("*") if path.is_file()):
+            target = folder / file.relative_to(unfinished)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder / REPORT_NAME
+
+
+def _write_all(evaluation: Evaluation, folder: Path) -> None:
+    tables = [(name, subset_table(evaluation, name)) for name in TABLES]
+    markdown = [f"{table.caption}\n\n{as_markdown(table)}\n" for _, table in tables]
+    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    latex = [as_latex(table, f"tab:{name}") + "\n" for name, table in tables]
+    (folder / "table.tex").write_text("\n".join(latex), encoding="utf-8")
+    (folder / "plots").mkdir()
+    drawn = {plot.__name__: folder / "plots" / f"{plot.__name__}.png" for plot in PLOTS}
+    for plot in PLOTS:
+        plot(evaluation, drawn[plot.__name__])
+    pictures = _draw_cases(evaluation, folder / "montages")
+    (folder / REPORT_NAME).write_text(evaluation_page(evaluation, drawn, pictures), encoding="utf-8")
+
+
+def _draw_cases(evaluation: Evaluation, folder: Path) -> Pictures:
+    """Write a picture of every case whose files can be read, and make the viewer's of some."""
+    from tqdm import tqdm
+
+    if evaluation.folder is None:
+        return Pictures(left_out=[(entry["case"], "nothing was saved") for entry in evaluation.settings["cases"]])
+    folder.mkdir()
+    pictures, chosen = Pictures(), viewer_cases(evaluation)
+    subsets, dice, by_cost = shown_subsets(evaluation), case_dice(evaluation), modalities_by_cost(evaluation)
+    scored = set(evaluation.scores["case"])
+    for entry in tqdm([entry for entry in evaluation.settings["cases"] if entry["case"] in scored], desc="pictures"):
+        name = entry["case"]
+        try:
+            case = read_case_images(evaluation, entry, subsets)
+        except Exception as error:  # whatever a reader raises for a damaged file: the other cases are drawn
+            pictures.left_out.append((name, str(error)))
+            continue
+        write_montage(evaluation, case, subsets, dice, by_cost, folder / f"{name}.png")
+        if name in chosen:
+            shown = viewer_case(evaluation, case, subsets, dice, by_cost, MOST_BYTES / len(chosen))
+            for subset, values in shown["subsets"].items():
+                values["words"] = subset_words(evaluation.modalities, evaluation.subsets[subset])
+            pictures.viewer.append({**shown, "why": chosen[name]})
+    pictures.viewer.sort(key=lambda case: list(chosen).index(case["case"]))
+    return pictures

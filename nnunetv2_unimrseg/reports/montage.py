@@ -1,0 +1,146 @@
+"""A picture a case: its modalities, the reference, and the predictions by subset, in the slice with most reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.summary import adding_modalities, by_subset, cost_of_losing, headline_label
+from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.reports.case_images import (
+    CaseImages,
+    background_modality,
+    enlarged,
+    grey,
+    label_colours,
+    label_values,
+    largest_slice,
+    overlay,
+)
+from nnunetv2_unimrseg.reports.plots import plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_PREDICTIONS = 12
+"""Predictions that a picture shows; of more subsets, the complete, leave-one-out and single ones are chosen."""
+
+MOST_COLUMNS = 6
+FEWEST_PIXELS = 256
+"""Slices are enlarged to at least about this edge before outlines are drawn."""
+
+
+def shown_subsets(evaluation: Evaluation, most: int = MOST_PREDICTIONS) -> list[str]:
+    """Choose subsets: all where they are few; else the complete one, and the worst leave-one-out and single ones.
+
+    Returns:
+        Names, most modalities first.
+    """
+    subsets = evaluation.subsets
+    by_size = sorted(subsets, key=lambda name: -sum(subsets[name]))
+    if len(subsets) <= most:
+        return by_size
+    figures = by_subset(evaluation)
+    dice = figures[figures["label"] == headline_label(evaluation)].set_index("subset")["dice"]
+    num_modalities = len(evaluation.modalities)
+    chosen = {name for name in by_size if name == evaluation.complete}
+    for size in (num_modalities - 1, 1):
+        of_size = [name for name in by_size if sum(subsets[name]) == size]
+        chosen |= set(sorted(of_size, key=lambda name: dice.get(name, 0.0))[: (most - 1) // 2])
+    if chosen <= {evaluation.complete}:
+        chosen |= set(by_size[: most - len(chosen)])
+    return [name for name in by_size if name in chosen]
+
+
+def modalities_by_cost(evaluation: Evaluation) -> list[str]:
+    """Return the modalities, those whose loss costs most Dice first; in channel order where that is not known."""
+    costs = cost_of_losing(evaluation, adding_modalities(evaluation))
+    costs = costs[costs["label"] == headline_label(evaluation)].set_index("modality")["mean"].astype(float)
+    return list(costs.fillna(-np.inf).sort_values(ascending=False, kind="stable").index)
+
+
+def subset_words(modalities: Modalities, subset: Subset) -> str:
+    """Return a subset in few words: "all modalities", "without T1", "only PET", or its names."""
+    missing = [name for name, available in zip(modalities, subset, strict=True) if not available]
+    if not missing:
+        return "all modalities"
+    if sum(subset) == 1:
+        return f"only {modalities.describe(subset)}"
+    return f"without {missing[0]}" if len(missing) == 1 else modalities.describe(subset)
+
+
+def case_dice(evaluation: Evaluation) -> dict[tuple[str, str], float]:
+    """Return Dice by case and subset, the mean over the labels; NaN where no label has one."""
+    return evaluation.scores.groupby(["case", "subset"])["dice"].mean().to_dict()
+
+
+def write_montage(
+    evaluation: Evaluation,
+    case: CaseImages,
+    subsets: Sequence[str],
+    dice: Mapping[tuple[str, str], float],
+    by_cost: Sequence[str],
+    path: Path,
+) -> None:
+    """Draw a case as PNG.
+
+    Args:
+        evaluation: the case's evaluation.
+        case: with the predictions of `subsets`.
+        subsets: what to show, in this order.
+        dice: what `case_dice` returns.
+        by_cost: what `modalities_by_cost` returns.
+        path: the file to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    values, modalities = label_values(evaluation), evaluation.modalities
+    colours = label_colours(list(values))
+    position = largest_slice(case.reference)
+    predicted = [name for name in subsets if name in case.predictions]
+    num_columns = min(MOST_COLUMNS, max(len(modalities) + 1, 3))
+    first_rows = math.ceil((len(modalities) + 1) / num_columns)
+    num_rows = first_rows + math.ceil(len(predicted) / num_columns)
+    height, width = case.reference.shape[1:]
+    tall = min(max(1.8 * case.aspect * height / width, 0.9), 3.6)
+    figure = Figure(figsize=(1.8 * num_columns, num_rows * (tall + 0.42) + 0.6), layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    windows = case.windows()
+    slices = {name: grey(image[position], windows[name]) for name, image in case.images.items()}
+
+    def segmented(axis: Axes, segmentation: np.ndarray, available: Sequence[str], title: str) -> None:
+        below = background_modality(available, list(slices), by_cost)
+        factor = max(1, math.ceil(FEWEST_PIXELS / max(height, width)))
+        picture = overlay(enlarged(segmentation[position], factor), values, colours)
+        _show(axis, slices[below], case.aspect, f"{title}\n(on {below})")
+        axis.imshow(picture, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect=case.aspect)
+
+    for axis, name in zip(axes, modalities, strict=False):
+        if name in slices:
+            _show(axis, slices[name], case.aspect, name)
+        else:
+            axis.set_title(plain(f"{name}\n(no file)"), fontsize=7.5)
+    segmented(axes[len(modalities)], case.reference, list(modalities), "reference")
+    for axis, name in zip(axes[first_rows * num_columns :], predicted, strict=False):
+        subset = evaluation.subsets[name]
+        available = [modality for modality, there in zip(modalities, subset, strict=True) if there]
+        value = dice.get((case.case, name), math.nan)
+        text = "-" if math.isnan(value) else f"{100 * value:.1f}"
+        segmented(axis, case.predictions[name], available, f"{subset_words(modalities, subset)}: Dice {text}")
+    figure.suptitle(plain(f"{case.case}, slice {position + 1} of {len(case.reference)}"), fontsize=9)
+    handles = [Patch(color=colours[name], label=plain(name)) for name in values]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _show(axis: Axes, picture: np.ndarray, aspect: float, title: str) -> None:
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect)
+    axis.set_title(plain(title), fontsize=7.5)
