@@ -16,14 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_case, remarks
 from nnunetv2_unimrseg.cases import REPORT_NAME as MODALITIES_NAME
 from nnunetv2_unimrseg.cases import one_at_a_time, print_report
@@ -42,6 +39,7 @@ from nnunetv2_unimrseg.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.reports.html import render
 from nnunetv2_unimrseg.stored_evaluation import VALIDATION
 from nnunetv2_unimrseg.trained_model import Fold, check_trained_model
+from nnunetv2_unimrseg.versions import versions_of
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 FORMAT = 1
@@ -159,15 +157,10 @@ def _merged(
     return {
         "format": FORMAT,
         "updated": now,
-        "versions": _versions(),
+        "versions": versions_of("nnunetv2", "torch"),
         "models": {key: models[key] for key in models if key in used},
         "cases": {name: entries[name] for name in sorted(entries)},
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("nnunetv2", "torch")}
-    return {"nnunetv2-unimrseg": __version__, **packages, "python": platform.python_version()}
 
 
 def _identity(described: Mapping[str, Any]) -> str:

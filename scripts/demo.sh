@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole job on a CPU: plan, train the three stages, predict unseen patients with every subset of their modalities.
+# The whole job on a CPU: plan, train the three stages, predict unseen patients who lack scans, and evaluate every
+# subset of the modalities.
 #
 #   bash scripts/demo.sh                        on a generated phantom (four modalities), under ten minutes
 #   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
@@ -13,6 +14,7 @@ venv="${VENV:-$repository/.venv}"
 
 fail() { printf 'demo: error: %s\n' "$1" >&2; exit 2; }
 say() { printf '\n=== %s (%s s so far)\n' "$1" "$SECONDS"; }
+show_and_run() { printf '$ %s\n' "$*"; "$@"; }
 
 [ $# -le 1 ] || fail "one raw dataset folder at most, found $# arguments: $*"
 if [ -n "$raw_dataset" ]; then
@@ -49,6 +51,8 @@ steps=50
 output="${UNIMRSEG_DEMO_OUTPUT:-$repository/demo_output}/$name"
 export nnUNet_raw="$output/nnUNet_raw" nnUNet_preprocessed="$output/nnUNet_preprocessed"
 export nnUNet_results="$output/nnUNet_results"
+segmentations="$output/segmentations"
+evaluation="$output/evaluation"
 export nnUNet_n_proc_DA=1 nnUNet_def_n_proc=2
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
 plans=nnUNetUniMRSegPlans
@@ -88,17 +92,21 @@ for stage in 1 2 3; do
         continue
     fi
     say "Training stage $stage: ${epochs[stage - 1]} epochs of $steps steps"
+    rm -rf "$segmentations" "$evaluation" # made with the model before this one
     resume=()
     [ -f "$fold/checkpoint_best.pth" ] && resume=(--c)
     nnUNetv2_train "$number" "$configuration" 0 -tr "$trainer" -p "$plans" -device cpu ${resume[@]+"${resume[@]}"}
 done
 
-say "Predicting the unseen patients, once for each subset of the modalities, the other files really left out"
-rm -rf "$output/incomplete_patients"
-python "$repository/scripts/demo_data.py" subsets "$nnUNet_raw/$name" "$output/incomplete_patients"
-nnUNetv2_predict -i "$output/incomplete_patients" -o "$output/predictions" -d "$number" -c "$configuration" -f 0 \
-    -tr UniMRSegStage3Trainer -p "$plans" -device cpu --disable_tta -npp 1 -nps 1 --continue_prediction
+say "Predicting the unseen patients with nnU-Net's own command, each without some of the files"
+python "$repository/scripts/demo_data.py" incomplete "$nnUNet_raw/$name" "$output/incomplete_patients"
+show_and_run nnUNetv2_predict -i "$output/incomplete_patients" -o "$segmentations" -d "$number" -c "$configuration" \
+    -f 0 -tr UniMRSegStage3Trainer -p "$plans" -device cpu --disable_tta -npp 1 -nps 1 --continue_prediction
 
-say "Dice by subset of the modalities"
-python "$repository/scripts/demo_report.py" "$nnUNet_raw/$name" "$output/predictions" "$output"
-printf 'Done in %s s. Figure: %s\n' "$SECONDS" "$output/demo.png"
+say "Evaluating every subset of the modalities on the unseen patients, the other files really left out"
+show_and_run unimrseg evaluate -i "$nnUNet_raw/$name/imagesTs" -l "$nnUNet_raw/$name/labelsTs" -o "$evaluation" \
+    -d "$number" -c "$configuration" -f 0 -p "$plans" -device cpu --disable_tta -npp 1 -nps 1
+python "$repository/scripts/demo_figure.py" "$evaluation" "$output/demo.png"
+
+printf '\nDone in %s s.\nTable:  %s\nReport: %s\nFigure: %s\n' \
+    "$SECONDS" "$evaluation/table.md" "$evaluation/report.html" "$output/demo.png"

@@ -1,9 +1,8 @@
-"""The demo's data: a dataset with some patients set aside, and inputs that lack files.
+"""The demo's data: a dataset with some patients set aside, and patients who lack files.
 
-split SOURCE RAW         link the raw dataset SOURCE into the nnUNet_raw folder RAW, with every fifth training patient
-                         set aside as unseen (imagesTs, labelsTs)
-subsets DATASET INPUT    link every patient in imagesTs of DATASET into INPUT once for each subset of the modalities,
-                         each time with that subset's files alone
+split SOURCE RAW            link the raw dataset SOURCE into the nnUNet_raw folder RAW, with every fifth training
+                            patient set aside as unseen (imagesTs, labelsTs)
+incomplete DATASET FOLDER   link the patients in imagesTs of DATASET into FOLDER, each without some of the modalities
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2_unimrseg.cases import find_cases
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import read_json
-from nnunetv2_unimrseg.modalities import Modalities, Subset, all_subsets
+from nnunetv2_unimrseg.modalities import Modalities, all_subsets
+from nnunetv2_unimrseg.reading import case_name
 
 EVERY = 5
 """One patient in this many is set aside as unseen."""
@@ -45,8 +46,8 @@ def split_dataset(source: Path, raw: Path) -> Path:
     """Link `source` into `raw` with some training patients set aside, and return the new dataset's folder.
 
     Raises:
-        UserError: when `source` is no raw nnU-Net dataset of several modalities and plain labels, has too few
-            patients, or the new folder is there already. Nothing is written then.
+        UserError: when `source` is no raw nnU-Net dataset of two to ten modalities, has too few patients, or the new
+            folder is there already. Nothing is written then.
     """
     source = source.resolve()
     if not re.fullmatch(r"Dataset\d{3}_\w[\w.-]*", source.name):
@@ -55,8 +56,7 @@ def split_dataset(source: Path, raw: Path) -> Path:
     if target.exists():
         raise UserError(f"'{target}' is already there. Remove it to set patients aside anew.")
     description = read_json(source / "dataset.json")
-    Modalities.from_dataset_json(description)
-    plain_labels(description)
+    all_subsets(len(Modalities.from_dataset_json(description)))
     patients = _training_files(source, description)
     unseen = set(unseen_patients(list(patients)))
 
@@ -72,22 +72,6 @@ def split_dataset(source: Path, raw: Path) -> Path:
     (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     unfinished.rename(target)
     return target
-
-
-def plain_labels(description: dict) -> dict[str, int]:
-    """Return the foreground labels of a dataset by name, in order of their values.
-
-    Raises:
-        UserError: when the dataset has regions (lists of values) or an ignore label; this demo scores plain labels.
-    """
-    labels = description["labels"]
-    unfit = [name for name, value in labels.items() if not isinstance(value, int) or name == "ignore"]
-    if unfit:
-        raise UserError(
-            f"The demo scores plain labels only; these are regions or ignored: {', '.join(unfit)}. The trainers take "
-            "them; train and predict with the commands in README.md."
-        )
-    return {name: value for name, value in sorted(labels.items(), key=lambda item: item[1]) if value != 0}
 
 
 def _training_files(source: Path, description: dict) -> dict[str, tuple[list[Path], Path]]:
@@ -109,49 +93,38 @@ def _link(file: Path, link: Path) -> None:
     link.symlink_to(file.resolve())
 
 
-def subset_label(modalities: Modalities, subset: Sequence[bool]) -> str:
-    """Return a subset's names for use in a file name, as in "FLAIR+T1ce"."""
-    names = [re.sub(r"[^A-Za-z0-9.-]", "-", name) for name in modalities]
-    if len({name.casefold() for name in names}) < len(names):
-        names = [f"channel{channel}" for channel in range(len(names))]
-    return "+".join(name for name, available in zip(names, subset, strict=True) if available)
+def missing_channels(number: int, num_modalities: int) -> set[int]:
+    """Return what the patient of this number is to lack: one to all but one of the modalities, others each time."""
+    return {(number + offset) % num_modalities for offset in range(1 + number % (num_modalities - 1))}
 
 
-def subset_case(patient: str, modalities: Modalities, subset: Sequence[bool]) -> str:
-    """Return the name of the case that is a patient with a subset of the modalities."""
-    return f"{patient}__{subset_label(modalities, subset)}"
+def link_incomplete(dataset: Path, folder: Path) -> dict[str, list[str]]:
+    """Fill `folder` with the patients in imagesTs, each without some of its files.
 
-
-def patients_of(labels: Path, file_ending: str) -> list[str]:
-    """List the patients that have a label file in a folder, by name."""
-    return sorted(file.name[: -len(file_ending)] for file in labels.glob(f"*{file_ending}"))
-
-
-def link_subsets(dataset: Path, folder: Path) -> list[Subset]:
-    """Fill `folder` with one case for each patient in imagesTs and each subset, and return the subsets.
+    Returns:
+        The names of the modalities left out, by patient.
 
     Raises:
-        UserError: when a patient lacks a file to begin with.
+        UserError: when there are no unseen patients, or one lacks a file to begin with; `folder` is as it was.
     """
     description = read_json(dataset / "dataset.json")
     modalities = Modalities.from_dataset_json(description)
     ending = description["file_ending"]
-    subsets = all_subsets(len(modalities))
-    links = {}
-    for patient in patients_of(dataset / "labelsTs", ending):
-        files = [dataset / "imagesTs" / f"{patient}_{channel:04d}{ending}" for channel in range(len(modalities))]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise UserError(f"Unseen patient {patient} must have every modality; not there: {', '.join(absent)}.")
-        for subset in subsets:
-            case = subset_case(patient, modalities, subset)
-            for channel, file in enumerate(files):
-                if subset[channel]:
-                    links[folder / f"{case}_{channel:04d}{ending}"] = file
+    problems: list[str] = []
+    links, missing = {}, {}
+    for number, files in enumerate(find_cases(dataset / "imagesTs", modalities, ending, None, problems)):
+        patient = case_name(files, ending)
+        if len(files) < len(modalities):
+            problems.append(f"unseen patient {patient} must have every modality, found {len(files)} files.")
+        left_out = missing_channels(number, len(modalities))
+        missing[patient] = [modalities.names[channel] for channel in sorted(left_out)]
+        links |= {folder / Path(file).name: file for channel, file in enumerate(files) if channel not in left_out}
+    if problems:
+        raise UserError("\n".join(problems))
     shutil.rmtree(folder, ignore_errors=True)
     for link, file in links.items():
-        _link(file, link)
-    return subsets
+        _link(Path(file), link)
+    return missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     split = commands.add_parser("split")
     split.add_argument("source", type=Path)
     split.add_argument("raw", type=Path)
-    subsets = commands.add_parser("subsets")
-    subsets.add_argument("dataset", type=Path)
-    subsets.add_argument("input", type=Path)
+    incomplete = commands.add_parser("incomplete")
+    incomplete.add_argument("dataset", type=Path)
+    incomplete.add_argument("folder", type=Path)
     args = parser.parse_args(argv)
     try:
         if args.command == "split":
@@ -171,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             counts = [sum(1 for _ in (folder / name).iterdir()) for name in ("labelsTr", "labelsTs")]
             print(f"{folder}: {counts[0]} patients to train with, {counts[1]} set aside as unseen.")
         else:
-            linked = link_subsets(args.dataset, args.input)
-            print(f"{args.input}: every unseen patient with each of {len(linked)} subsets of the modalities.")
+            for patient, missing in link_incomplete(args.dataset, args.folder).items():
+                print(f"{patient}: without {', '.join(missing)}")
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return 2

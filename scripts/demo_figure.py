@@ -1,152 +1,148 @@
-"""The demo's figure: modalities, reference, prediction for complete and for missing input, a row a patient."""
+"""The demo's figure: modalities, reference, predictions for complete and for incomplete input, a row a patient.
+
+demo_figure.py EVALUATION FIGURE
+
+EVALUATION is a folder that `unimrseg evaluate` wrote; FIGURE is the PNG to write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from demo_data import plain_labels, subset_case
 
-from nnunetv2_unimrseg.folders import read_json
-from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.results import Evaluation, read_evaluation
+from nnunetv2_unimrseg.evaluation.summary import by_subset, headline_label
+from nnunetv2_unimrseg.reports.case_images import (
+    CaseImages,
+    background_modality,
+    grey,
+    label_colours,
+    label_values,
+    largest_slice,
+    overlay,
+    read_case_images,
+)
+from nnunetv2_unimrseg.reports.html import percent
+from nnunetv2_unimrseg.reports.montage import case_dice, modalities_by_cost, subset_words
+from nnunetv2_unimrseg.reports.plots import plain
 
 if TYPE_CHECKING:
-    from demo_report import Scores
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_PATIENTS = 2
-MOST_MISSING_EXAMPLES = 3
-COLOURS = ("#ffd23f", "#ee4266", "#3bceac", "#7b6cf6", "#ff8c42", "#2ec4f0")
+MOST_INCOMPLETE = 3
+WIDTH_INCHES = 1.75
+FILL = 190
+"""Alpha of a label's area, of 255."""
 
 
-def typical_incomplete_subsets(scores: Scores) -> list[Subset]:
-    """Return the subset of median Dice for each number of modalities, most modalities first, at most three."""
-    num_modalities = len(scores.modalities)
-    sizes = np.arange(num_modalities - 1, 0, -1)
-    chosen = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_MISSING_EXAMPLES)).round().astype(int))
-    mean = scores.by_subset[:, -1]
-    subsets = []
+def typical_incomplete_subsets(evaluation: Evaluation) -> list[str]:
+    """Return the subset of median Dice for some numbers of modalities, most modalities first, at most three."""
+    figures = by_subset(evaluation)
+    figures = figures[figures["label"] == headline_label(evaluation)]
+    sizes = np.arange(len(evaluation.modalities) - 1, 0, -1)
+    chosen = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_INCOMPLETE)).round().astype(int))
+    typical = []
     for size in sizes[chosen]:
-        candidates = [index for index, subset in enumerate(scores.subsets) if sum(subset) == size]
-        by_dice = sorted(candidates, key=lambda index: np.nan_to_num(mean[index], nan=-1.0))
-        subsets.append(scores.subsets[by_dice[len(by_dice) // 2]])
-    return subsets
+        by_dice = figures[figures["num_modalities"] == size].sort_values("dice", na_position="first", kind="stable")
+        typical.append(by_dice["subset"].iloc[len(by_dice) // 2])
+    return typical
 
 
-def largest_slice(labels: np.ndarray) -> int:
-    """Return the index along the first axis of `(Z, Y, X)` labels where most voxels are foreground."""
-    return int((labels > 0).sum(axis=(1, 2)).argmax())
+def first_patients(evaluation: Evaluation, subsets: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the first cases of which every one of the subsets was predicted.
 
-
-def grey_window(image: np.ndarray) -> tuple[float, float]:
-    """Return the intensities to show as black and white: percentiles 1 and 99.5 of what differs from the corner's."""
-    body = image[image != image.flat[0]]
-    if not body.size:
-        return 0.0, 1.0
-    low, high = np.percentile(body, [1, 99.5])
-    return float(min(low, image.flat[0])), float(high)
-
-
-def overlay(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Return an RGBA picture of a label slice, `(Y, X, 4)`, transparent where there is background."""
-    from matplotlib.colors import to_rgba
-
-    picture = np.zeros((*labels.shape, 4))
-    for number, value in enumerate(values):
-        picture[labels == value] = to_rgba(COLOURS[number % len(COLOURS)], alpha=0.75)
-    return picture
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the figure shows of one patient: a slice of every image.
-
-    Attributes:
-        images: one a modality, `(Y, X)` each.
-        windows: intensities shown as black and white, one pair a modality.
-        reference: labels, `(Y, X)`.
-        predictions: labels, one for each shown subset.
-        aspect: height of a pixel divided by its width.
+    Raises:
+        UserError: when there is none.
     """
-
-    images: list[np.ndarray]
-    windows: list[tuple[float, float]]
-    reference: np.ndarray
-    predictions: list[np.ndarray]
-    aspect: float
-
-
-def read_patient(
-    dataset: Path, predictions: Path, patient: str, ending: str, modalities: Modalities, subsets: Sequence[Subset]
-) -> Shown:
-    """Read the slice with most foreground in the reference."""
-    import SimpleITK
-
-    def read(file: Path) -> np.ndarray:
-        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file)))
-
-    label_file = dataset / "labelsTs" / f"{patient}{ending}"
-    reference = read(label_file)
-    position = largest_slice(reference)
-    images = [read(dataset / "imagesTs" / f"{patient}_{channel:04d}{ending}") for channel in range(len(modalities))]
-    predicted = [read(predictions / (subset_case(patient, modalities, subset) + ending)) for subset in subsets]
-    width, height = SimpleITK.ReadImage(str(label_file)).GetSpacing()[:2]
-    return Shown(
-        images=[image[position] for image in images],
-        windows=[grey_window(image) for image in images],
-        reference=reference[position],
-        predictions=[labels[position] for labels in predicted],
-        aspect=height / width,
-    )
-
-
-def write_figure(path: Path, dataset: Path, predictions: Path, scores: Scores) -> None:
-    """Draw the first unseen patients by name; predictions lie on the first modality that the network was given."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    description = read_json(dataset / "dataset.json")
-    labels = plain_labels(description)
-    modalities = scores.modalities
-    subsets = [scores.subsets[-1], *typical_incomplete_subsets(scores)]
-    patients = scores.patients[:MOST_PATIENTS]
-    size = (len(patients), len(modalities) + 1 + len(subsets))
-    figure, axes = plt.subplots(*size, figsize=(1.75 * size[1], 2.35 * size[0] + 0.5), squeeze=False)
-    for number, patient in enumerate(patients):
-        shown = read_patient(dataset, predictions, patient, description["file_ending"], modalities, subsets)
-        panels = [(name, channel, None) for channel, name in enumerate(modalities)]
-        panels.append(("reference", 0, shown.reference))
-        for subset, prediction in zip(subsets, shown.predictions, strict=True):
-            given = "complete input" if all(subset) else f"only {modalities.describe(subset)}"
-            value = _mean_percent(scores.dice[scores.subsets.index(subset), number, : len(labels)])
-            panels.append((f"{given}\nDice {value}", subset.index(True), prediction))
-        for axis, (title, channel, segmentation) in zip(axes[number], panels, strict=True):
-            _draw(axis, shown, channel, segmentation, list(labels.values()))
-            axis.set_title(title, fontsize=7)
-        axes[number, 0].set_ylabel(patient, fontsize=8)
-    handles = [
-        matplotlib.patches.Patch(color=COLOURS[index % len(COLOURS)], label=name) for index, name in enumerate(labels)
+    complete = [
+        case
+        for case in evaluation.settings["cases"]
+        if all(evaluation.prediction_path(case["case"], name).is_file() for name in subsets)
     ]
-    figure.legend(handles=handles, loc="lower center", ncol=len(handles), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    if not complete:
+        raise UserError(f"{evaluation.folder} holds no case that was predicted with each of {', '.join(subsets)}.")
+    return complete[:MOST_PATIENTS]
 
 
-def _draw(axis: Axes, shown: Shown, channel: int, segmentation: np.ndarray | None, label_values: Sequence[int]) -> None:
-    low, high = shown.windows[channel]
-    axis.imshow(shown.images[channel], cmap="gray", vmin=low, vmax=high, aspect=shown.aspect)
-    if segmentation is not None:
-        axis.imshow(overlay(segmentation, label_values), interpolation="nearest", aspect=shown.aspect)
-    axis.set_xticks([])
-    axis.set_yticks([])
+def draw(evaluation: Evaluation) -> Figure:
+    """Draw the first unseen patients by name, each in the slice with most reference.
+
+    Raises:
+        UserError: when no patient has the predictions to show.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    subsets = [evaluation.complete, *typical_incomplete_subsets(evaluation)]
+    patients = [read_case_images(evaluation, entry, subsets) for entry in first_patients(evaluation, subsets)]
+    num_columns = len(evaluation.modalities) + 1 + len(subsets)
+    heights = [
+        WIDTH_INCHES * case.aspect * case.reference.shape[1] / case.reference.shape[2] + 0.5 for case in patients
+    ]
+    figure = Figure(figsize=(WIDTH_INCHES * num_columns, sum(heights) + 0.35), layout="constrained")
+    grid = figure.subplots(len(patients), num_columns, squeeze=False, height_ratios=heights)
+    for axes, case in zip(grid, patients, strict=True):
+        _draw_patient(axes, evaluation, case, subsets)
+    colours = label_colours(list(label_values(evaluation)))
+    handles = [Patch(color=colour, label=plain(name)) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), num_columns), frameon=False)
+    return figure
 
 
-def _mean_percent(class_values: np.ndarray) -> str:
-    known = class_values[~np.isnan(class_values)]
-    return f"{100 * known.mean():.1f}" if known.size else "-"
+def _draw_patient(axes: Sequence[Axes], evaluation: Evaluation, case: CaseImages, subsets: Sequence[str]) -> None:
+    values, modalities = label_values(evaluation), evaluation.modalities
+    colours, by_cost = label_colours(list(values)), modalities_by_cost(evaluation)
+    dice, windows, position = case_dice(evaluation), case.windows(), largest_slice(case.reference)
+    slices = {name: grey(image[position], windows[name]) for name, image in case.images.items()}
+
+    def show(axis: Axes, modality: str, title: str) -> None:
+        axis.imshow(slices[modality], cmap="gray", vmin=0, vmax=255, aspect=case.aspect)
+        axis.set_title(plain(title), fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+    def show_labels(axis: Axes, segmentation: np.ndarray, available: Sequence[str], title: str) -> None:
+        modality = background_modality(available, list(slices), by_cost)
+        show(axis, modality, title)
+        picture = overlay(segmentation[position], values, colours)
+        picture[..., 3] = np.where(picture[..., 3] > 0, FILL, 0)
+        axis.imshow(picture, interpolation="nearest", aspect=case.aspect)
+        axis.set_xlabel(plain(f"on {modality}"), fontsize=7)
+
+    for axis, modality in zip(axes, modalities, strict=False):
+        show(axis, modality, modality)
+    axes[0].set_ylabel(plain(case.case), fontsize=9)
+    show_labels(axes[len(modalities)], case.reference, list(modalities), "reference")
+    for axis, name in zip(axes[len(modalities) + 1 :], subsets, strict=True):
+        subset = evaluation.subsets[name]
+        available = [modality for modality, there in zip(modalities, subset, strict=True) if there]
+        title = f"{subset_words(modalities, subset)}\nDice {percent(dice[case.case, name])}"
+        show_labels(axis, case.predictions[name], available, title)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, or 2 after one message on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("figure", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        draw(read_evaluation(args.evaluation)).savefig(
+            args.figure, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.1
+        )
+    except UserError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

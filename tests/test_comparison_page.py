@@ -124,3 +124,10 @@ def test_nothing_but_the_tables_is_wider_than_a_phone(page):
     for table in ("#dice-table", "#difference-table"):
         first = "return document.querySelector(arguments[0] + ' tbody th').getBoundingClientRect().width"
         assert page.execute_script(first, table) < PHONE["width"] / 2
+
+
+def test_nothing_is_cut_off_on_paper(page):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**PHONE, "width": 760, "mobile": False})
+    emulate(page, medium="print")
+    widths = "return [...document.querySelectorAll('main img')].map((image) => image.getBoundingClientRect().right)"
+    assert max(page.execute_script(widths)) <= 760

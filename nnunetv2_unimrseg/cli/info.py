@@ -10,17 +10,15 @@ import contextlib
 import io
 import json
 import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.discovery import VARIABLE
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import VARIABLES, find_dataset, fold_name, read_configuration, result_folder
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.training_state import training_state
+from nnunetv2_unimrseg.versions import versions_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     args.f = [fold_name(text) for text in args.f]
     found, problems = _trainers_found()
     facts: dict[str, Any] = {
-        "versions": _versions(),
+        "versions": versions_of("nnunetv2", "torch", "dynamic-network-architectures"),
         "devices": _devices(),
         VARIABLE: os.environ.get(VARIABLE),
         "trainers_found": found,
@@ -51,11 +49,6 @@ def run(args: argparse.Namespace) -> None:
     if args.d is not None:
         facts["model"] = _model(args)
     print(json.dumps(facts, indent=4) if args.json else _as_text(facts))
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("nnunetv2", "torch", "dynamic-network-architectures")}
-    return {"nnunetv2-unimrseg": __version__, **packages, "python": platform.python_version()}
 
 
 def _devices() -> dict[str, bool]:

@@ -10,14 +10,11 @@ FOLDER/report.html        all of it on one page
 
 from __future__ import annotations
 
-import platform
 import shutil
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.comparison import plots
 from nnunetv2_unimrseg.comparison.report import report_page
 from nnunetv2_unimrseg.comparison.results import Comparison
@@ -27,6 +24,7 @@ from nnunetv2_unimrseg.evaluation.results import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
 from nnunetv2_unimrseg.folders import read_json, write_json
 from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
+from nnunetv2_unimrseg.versions import versions_of
 
 FORMAT = 1
 FORMAT_KEY = "comparison_format"
@@ -101,10 +99,9 @@ def _move_all(source: Path, folder: Path) -> None:
 def summary_of(comparison: Comparison) -> dict[str, Any]:
     """Return what `summary.json` holds; JSON types, None for what is undefined."""
     matched = comparison.matched
-    packages = {name: version(name) for name in ("numpy", "pandas", "scipy")}
     return {
         FORMAT_KEY: FORMAT,
-        "versions": {"nnunetv2-unimrseg": __version__, **packages, "python": platform.python_version()},
+        "versions": versions_of("numpy", "pandas", "scipy"),
         "models": [
             {
                 "name": name,

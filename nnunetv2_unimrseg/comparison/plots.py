@@ -90,10 +90,8 @@ def differences(comparison: Comparison, path: Path) -> None:
             for where, face in ((marked, style["color"]), (~marked, "white")):
                 axes.plot(PERCENT * table["difference"][where], heights[where], **style, markerfacecolor=face)
 
-    name = (
-        f"Dice points compared with {plain(comparison.names[0])}; filled: p below "
-        f"{comparison.method['significance']:g} after Holm's correction"
-    )
+    threshold = f"{comparison.method['significance']:g}"
+    name = f"Dice points compared with {plain(comparison.names[0])}; filled: p < {threshold} (Holm)"
     _draw(comparison, path, draw, name, list(enumerate(others, start=1)))
 
 

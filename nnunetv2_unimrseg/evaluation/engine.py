@@ -161,14 +161,12 @@ def _run(
         waiting: list[Future] = []
         for entry in inputs:
             progress.set_description(f"{entry.case.name}, {entry.subset}")
-            logits = _predict(predictor, entry) if entry.record is None else entry.record
-            waiting.append(pool.submit(_finish, predictor, entry, logits, folder))
+            result = _predict(predictor, entry) if entry.record is None else entry.record
+            waiting.append(pool.submit(_finish, predictor, entry, result, folder, progress))
             while len(waiting) > 2 * threads:
                 waiting.pop(0).result()
-                progress.update()
         for future in waiting:
             future.result()
-            progress.update()
 
 
 def _predict(predictor: UniMRSegPredictor, entry: _Input) -> Tensor | Record:
@@ -178,13 +176,14 @@ def _predict(predictor: UniMRSegPredictor, entry: _Input) -> Tensor | Record:
         return Record({}, problem=_reason(error))
 
 
-def _finish(predictor: UniMRSegPredictor, entry: _Input, result: Tensor | Record, folder: Path) -> None:
+def _finish(predictor: UniMRSegPredictor, entry: _Input, result: Tensor | Record, folder: Path, progress: tqdm) -> None:
     if isinstance(result, Tensor):
         try:
             result = _score(predictor, entry, result, folder)
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             result = Record({}, problem=_reason(error))
     write_record(folder, entry.case, entry.subset, result)
+    progress.update()
 
 
 def _score(predictor: UniMRSegPredictor, entry: _Input, logits: Tensor, folder: Path) -> Record:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
@@ -21,6 +18,7 @@ from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, weights_sha256
 from nnunetv2_unimrseg.trained_model import check_trained_model, section_of
+from nnunetv2_unimrseg.versions import versions_of
 
 SOURCES = {
     VALIDATION: "validation cases of the folds, each predicted by the fold that was not trained with it",
@@ -130,7 +128,7 @@ def settings_of(
     return {
         "format": FORMAT,
         "name": f"{model.trainer}, fold{'s' if len(model.folds) > 1 else ''} {', '.join(model.folds)}",
-        "versions": _versions(),
+        "versions": versions_of("nnunetv2", "torch", "monai"),
         "model": model.to_json(),
         "prediction": dict(prediction),
         "conventions": {"empty": empty, "failure_dice": FAILURE_DICE},
@@ -151,8 +149,3 @@ def settings_of(
         "file_ending": model.dataset_json["file_ending"],
         "failures": [dict(failure) for failure in failures],
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("nnunetv2", "torch", "monai")}
-    return {"nnunetv2-unimrseg": __version__, **packages, "python": platform.python_version()}

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.cases import one_at_a_time
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import read_json, write_json
 from nnunetv2_unimrseg.reconstruction.scores import FIGURES, UNIT
+from nnunetv2_unimrseg.versions import versions_of
 
 SCORES_NAME, SUMMARY_NAME = "scores.csv", "summary.json"
 KEYS = ("case", "available", "modality")
@@ -84,7 +83,7 @@ def _summary(settings: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Any
         mean.setdefault(available, {})[modality] = _json_types(row)
     return {
         "settings": dict(settings),
-        "versions": {"nnunetv2-unimrseg": __version__, **{name: version(name) for name in ("nnunetv2", "torch")}},
+        "versions": versions_of("nnunetv2", "torch"),
         "unit": UNIT,
         "patterns": "available modalities, joined by +; each missing modality is scored",
         "num_cases": int(scores["case"].nunique()),

@@ -105,14 +105,14 @@ def _headline(evaluation: Evaluation, figures: pd.DataFrame, changes: pd.DataFra
     incomplete = averages.to_dict("records")[0] if len(averages) else None
     costs = summary.cost_of_losing(evaluation, changes)
     costs = costs[(costs["label"] == label) & costs["mean"].notna()]
-    dearest = costs.loc[costs["mean"].astype(float).idxmax()].to_dict() if len(costs) else None
+    costliest = costs.loc[costs["mean"].astype(float).idxmax()].to_dict() if len(costs) else None
     known = [row for row in rows if not pd.isna(row["dice"])]
     worst = min(known or rows, key=lambda row: row["dice"])
     complete = by_name.get(evaluation.complete)
     return {
         "complete": complete,
         "incomplete": incomplete,
-        "dearest": dearest,
+        "costliest": costliest,
         "worst": worst,
         "sentence": _sentence(evaluation, complete, incomplete, worst),
     }
