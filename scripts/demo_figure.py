@@ -100,7 +100,8 @@ def draw(evaluation: Evaluation) -> Figure:
 def _draw_patient(axes: Sequence[Axes], evaluation: Evaluation, case: CaseImages, subsets: Sequence[str]) -> None:
     values, modalities = label_values(evaluation), evaluation.modalities
     colours, by_cost = label_colours(list(values)), modalities_by_cost(evaluation)
-    dice, windows, position = case_dice(evaluation), case.windows(), largest_slice(case.reference)
+    dice, windows = case_dice(evaluation), case.windows()
+    position = largest_slice(case.reference)
     slices = {name: grey(image[position], windows[name]) for name, image in case.images.items()}
 
     def show(axis: Axes, modality: str, title: str) -> None:

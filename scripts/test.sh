@@ -12,6 +12,13 @@ fi
 echo "Installing the package and what its tests need (the first time this fetches torch, several GB)"
 "$python_of_venv" -m pip install --quiet --disable-pip-version-check -e '.[test]'
 
+# the HTML reports are tested in headless Chromium; without it those tests are skipped
+if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo "Installing Chromium"
+    (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver) > /dev/null 2>&1 ||
+        echo "Chromium could not be installed"
+fi
+
 # two processes of two threads each would fight for the cores of a small machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 export MPLBACKEND=agg

@@ -165,6 +165,21 @@ def test_figure_of_overlapping_regions_shows_the_smaller_on_the_larger(evaluatio
         assert np.count_nonzero(same & (picture[..., 3] > 0)) == np.isin(labels, values).sum() > 0
 
 
+def test_figure_shows_the_slice_with_most_labels_not_the_one_where_most_is_ignored(evaluation, tmp_path):
+    entry = evaluation.settings["cases"][0]
+    label = SimpleITK.ReadImage(entry["label"])
+    reference = SimpleITK.GetArrayFromImage(label)
+    expected = np.count_nonzero(reference[np.count_nonzero(reference, axis=(1, 2)).argmax()])
+    assert not reference[0].any()
+    reference[0] = 4
+    ignoring = SimpleITK.GetImageFromArray(reference)
+    ignoring.CopyInformation(label)
+    SimpleITK.WriteImage(ignoring, str(tmp_path / "label.nii.gz"))
+    settings = {**evaluation.settings, "cases": [{**entry, "label": str(tmp_path / "label.nii.gz")}]}
+    figure = demo_figure.draw(dataclasses.replace(evaluation, settings=settings))
+    assert np.count_nonzero(shown_labels(figure.axes[len(MODALITIES)])[..., 3]) == expected > 0
+
+
 def test_figure_of_a_finished_evaluation_is_written_and_patients_without_predictions_are_passed_over(
     evaluation, tmp_path, capsys
 ):

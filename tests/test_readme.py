@@ -20,14 +20,16 @@ SMALLER = {
     "unimrseg plan": " -gpu_memory_target 1 --base-features 8 -np 1",
     "unimrseg train": " -device cpu",
     "unimrseg predict": " -device cpu -npp 0 -nps 0 --disable_tta",
+    "unimrseg evaluate": " -device cpu --disable_tta",
+    "unimrseg reconstruct": " -device cpu --disable_tta",
     "nnUNetv2_train": " -device cpu",
     "nnUNetv2_predict": " -device cpu -npp 0 -nps 0 --disable_tta",
 }
 """What is added so that a command takes seconds, on any machine."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(language: str, file: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -61,16 +63,18 @@ def test_every_command_of_the_readme_runs(tmp_path):
     made.run("bash", "-c", script + "\n".join(map(smaller, then)), nnUNet_n_proc_DA="0", nnUNet_extTrainer="")
     for folder in ("SEGMENTATIONS", "SEGMENTATIONS_T1_T2"):
         assert len(list((tmp_path / folder).glob("*.nii.gz"))) == 2, folder
-    (example,) = blocks("python")
+    assert len(list((tmp_path / "SCANS").glob("*_0001.nii.gz"))) == 1
     files = {name: sorted(patients.glob(f"*_{number:04d}.nii.gz"))[-1] for name, number in (("FLAIR", 0), ("T1", 1))}
     values = {
         "MODEL_FOLDER": made.model_folder("UniMRSegStage3Trainer"),
+        "STAGE_1_FOLDER": made.model_folder("UniMRSegStage1Trainer"),
         "T1_FILE": files["T1"],
         "FLAIR_FILE": files["FLAIR"],
     }  # fmt: skip
     given = "".join(f"{name} = {str(value)!r}\n" for name, value in values.items())
-    (tmp_path / "example.py").write_text(given + example)
-    made.run("bash", "-c", f"cd {tmp_path} && python example.py")
+    for example in (*blocks("python"), *blocks("python", README.parent / "docs" / "evaluation.md")):
+        (tmp_path / "example.py").write_text(given + example)
+        made.run("bash", "-c", f"cd {tmp_path} && python example.py")
 
 
 def test_the_map_names_every_module():
@@ -78,5 +82,7 @@ def test_the_map_names_every_module():
     root = README.parent
     for module in (root / "nnunetv2_unimrseg").glob("*.py"):
         assert module.name == "__init__.py" or module.name in text, module.name
+    for package in (root / "nnunetv2_unimrseg").glob("*/__init__.py"):
+        assert f"{package.parent.name}/" in text, package.parent.name
     for name in re.findall(r"\]\((docs/[^)]+|[A-Z]+\.\w+)\)", text):
         assert (root / name).exists(), name

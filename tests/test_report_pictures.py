@@ -68,6 +68,11 @@ def test_nothing_labelled_is_cut_off_with_the_margins(tmp_path):
     case = read_case_images(evaluation, entry, ["CT"])
     assert case.reference.shape == (3, 6, 6)
     assert case.reference.sum() == 1 and case.images["CT"].sum() == image.sum()
+    label[0] = 9  # the ignore label
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(label), str(paths[0]))
+    evaluation.settings["label_values"] = {"spot": 1}
+    case = read_case_images(evaluation, entry, ["CT"])
+    assert largest_slice(case.reference) == 1 and set(np.unique(case.reference)) == {0, 1}
 
 
 def test_a_case_without_a_modality_is_read_and_one_whose_files_are_gone_is_an_error_that_names_them(evaluation):

@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         from nnunetv2_unimrseg.reports.tables import as_text, subset_table
 
-        print(f"\n{as_text(subset_table(read_evaluation(written)))}\n\nWritten to {written}")
+        table = subset_table(read_evaluation(written))
+        print(f"\n{table.caption}\n\n{as_text(table)}\n\nWritten to {written}")
     if failures:
         lines = "\n".join(f"  - {entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures)
         print(f"unimrseg evaluate: {len(failures)} predictions could not be scored:\n{lines}", file=sys.stderr)

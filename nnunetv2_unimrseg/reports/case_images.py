@@ -35,7 +35,7 @@ class CaseImages:
         case: its name.
         images: by modality, only those that are there; each `(X, Y, Z)` in the reader's axis order, slices first; empty
             margins are cut off, the number of slices is kept.
-        reference: label values, `(X, Y, Z)`.
+        reference: label values, `(X, Y, Z)`; 0 where none is scored, as where the ignore label is.
         predictions: label values by subset, `(X, Y, Z)`; only those that are there.
         aspect: height of a voxel of a slice divided by its width.
     """
@@ -78,10 +78,11 @@ def read_case_images(evaluation: Evaluation, case: Mapping[str, Any], subsets: S
             f"there is no prediction such as {evaluation.prediction_path(case['case'], subsets[0])}"
         )
     reference, properties = reader.read_seg(str(case["label"]))
+    scored = np.logical_or.reduce([label_mask(reference[0], values) for values in label_values(evaluation).values()])
     shown = CaseImages(
         case=case["case"],
         images={modality: reader.read_images((str(path),))[0][0] for modality, path in images.items()},
-        reference=reference[0],
+        reference=np.where(scored, reference[0], 0),
         predictions={subset: reader.read_seg(str(path))[0][0] for subset, path in predicted.items()},
         aspect=float(properties["spacing"][1] / properties["spacing"][2]),
     )

@@ -125,12 +125,12 @@ def _sentence(
     num_cases = evaluation.scores["case"].nunique()
     parts = []
     if complete:
-        parts.append(f"reaches {percent(complete['dice'])} % Dice with every modality")
+        parts.append(f"{percent(complete['dice'])} % with every modality")
     if incomplete:
         parts.append(f"{percent(incomplete['dice'])} % on average over {incomplete['num_subsets']} incomplete subsets")
     parts.append(f"{percent(worst['dice'])} % with the worst subset ({worst['words']})")
     cases = f"{num_cases} case{'' if num_cases == 1 else 's'} ({settings['source']})"
-    return f"{settings['name']}, on {cases}: {', '.join(parts)}."
+    return f"On {cases}, {settings['name']} reaches a mean Dice of {', '.join(parts)}."
 
 
 def _with_words(evaluation: Evaluation, figures: pd.DataFrame) -> list[dict[str, Any]]:
