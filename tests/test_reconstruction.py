@@ -9,13 +9,9 @@ import pytest
 import torch
 
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.reconstruction.scores import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
-from nnunetv2_unimrseg.trainers.reconstruction import (
-    missing_patterns,
-    reconstruction_scores,
-    summarise,
-    write_reconstruction_figure,
-)
+from nnunetv2_unimrseg.trainers.reconstruction import write_reconstruction_figure
 
 NAMES = Modalities(("CT", "PET"))
 

@@ -2,107 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import stat
 from pathlib import Path
 
-import evaluations
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from evaluated_checkpoints import (
+    equal,
+    evaluated,
+    network,
+    only,
+    stored,
+    weights_sha256_of_seed,
+    write,
+)
 from test_trainer_steps import batch, folders  # noqa: F401
-from test_trainer_steps import make as make_trainer
 
 from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.stored_evaluation import (
     KEY,
     FoldEvaluations,
-    StoredEvaluation,
     pooled,
-    read_stored_evaluations,
     store_evaluation,
     weights_sha256,
 )
-from nnunetv2_unimrseg.trained_model import findable_trainers
-from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
-
-
-def network(seed: int = 0) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Conv3d(4, 2, 3), torch.nn.BatchNorm3d(2))
 
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     """A checkpoint with what nnU-Net's trainer writes: weights, an optimizer's state, numpy numbers."""
     return write(tmp_path / "fold_0" / "checkpoint_final.pth")
-
-
-def write(path: Path, seed: int = 0) -> Path:
-    module = network(seed)
-    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-    module(torch.ones(2, 4, 4, 4, 4)).sum().backward()
-    optimizer.step()
-    plans = {"dataset_name": "Dataset998_Tiny", "plans_name": "nnUNetPlans"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {
-            "network_weights": module.state_dict(),
-            "optimizer_state": optimizer.state_dict(),
-            "grad_scaler_state": None,
-            "logging": {"mean_fg_dice": [np.float64(0.5)]},
-            "_best_ema": np.float64(0.25),
-            "current_epoch": 3,
-            "init_args": {"configuration": "3d_fullres", "plans": plans},
-            "trainer_name": "UniMRSegStage3Trainer",
-            "inference_allowed_mirroring_axes": (0, 1, 2),
-        },
-        path,
-    )
-    return path
-
-
-def evaluated(*paths: Path, kind: str = "validation", **keywords) -> Evaluation:
-    """Return a made-up evaluation of these checkpoints; its cases are spread over the folds."""
-    evaluation = evaluations.made_up(**keywords)
-    hashes = {
-        path.parent.name.removeprefix("fold_"): weights_sha256(read_checkpoint(path)["network_weights"])
-        for path in paths
-    }
-    evaluation.settings["kind"] = kind
-    evaluation.settings["model"] |= {"folds": list(hashes), "weights_sha256": hashes}
-    numbers = evaluation.scores["case"].str.extract(r"(\d+)", expand=False).astype(int)
-    folds = list(hashes)
-    scores = evaluation.scores.assign(fold=[folds[number % len(folds)] for number in numbers])
-    return dataclasses.replace(evaluation, scores=scores)
-
-
-def stored(path: Path) -> FoldEvaluations:
-    return read_stored_evaluations(read_checkpoint(path), path)
-
-
-def only(evaluation: Evaluation, rows: pd.Series) -> Evaluation:
-    return dataclasses.replace(evaluation, scores=evaluation.scores[rows])
-
-
-def equal(one: object, other: object) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return type(one) is type(other) and one == other
-
-
-# --- the hash -----------------------------------------------------------------------------------------------------
 
 
 def test_the_hash_depends_on_names_shapes_types_and_values_only():
@@ -265,14 +199,6 @@ def test_a_checkpoint_written_meanwhile_by_a_training_is_kept(checkpoint, monkey
     assert KEY not in content and weights_sha256(content["network_weights"]) == weights_sha256_of_seed(5)
 
 
-def weights_sha256_of_seed(seed: int) -> str:
-    module = network(seed)
-    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-    module(torch.ones(2, 4, 4, 4, 4)).sum().backward()
-    optimizer.step()
-    return weights_sha256(module.state_dict())
-
-
 def test_a_linked_checkpoint_stays_a_link(checkpoint, tmp_path):
     link = tmp_path / "linked" / "fold_0" / "checkpoint_final.pth"
     link.parent.mkdir(parents=True)
@@ -308,119 +234,3 @@ def test_another_format_is_none_with_a_note(checkpoint):
 
 
 # --- pooling ------------------------------------------------------------------------------------------------------
-
-
-def folds_with(tmp_path, *kinds: str, num_cases: int = 6, **changed) -> list[FoldEvaluations]:
-    """Return what two folds hold that were evaluated in these ways."""
-    paths = [write(tmp_path / f"fold_{fold}" / "checkpoint_final.pth", seed=fold) for fold in (0, 1)]
-    for kind in kinds:
-        evaluation = evaluated(*paths, kind=kind, num_cases=num_cases)
-        for fold, path in enumerate(paths):
-            store_evaluation(path, evaluation, str(fold))
-    return [stored(path) for path in paths]
-
-
-def test_validation_evaluations_of_all_folds_are_one(tmp_path):
-    folds = folds_with(tmp_path, "validation")
-    evaluation, why_none = pooled(folds)
-    assert why_none == "" and evaluation.folds == ["0", "1"] and evaluation.num_cases == 6
-    assert sorted(evaluation.scores["case"].unique()) == [f"case_{number:02d}" for number in range(6)]
-    assert len(evaluation.scores) == 6 * 15 * 3
-    alone, _ = pooled(folds[1:])
-    assert set(alone.scores["case"]) == {"case_01", "case_03", "case_05"}
-
-
-def test_an_external_evaluation_counts_once_and_for_exactly_its_folds(tmp_path):
-    folds = folds_with(tmp_path, "external")
-    evaluation, _ = pooled(folds)
-    assert evaluation.kind == "external" and evaluation.num_cases == 6 and len(evaluation.scores) == 6 * 15 * 3
-    none, why = pooled(folds[:1])
-    assert none is None and "only of other folds together: 0 1" in why
-    retrained = dataclasses.replace(folds[1], weights_sha256="0" * 64, evaluations=())
-    assert pooled([folds[0], retrained])[0] is None
-
-
-def test_of_both_kinds_the_one_with_more_is_taken(tmp_path):
-    folds = folds_with(tmp_path, "validation", "external")
-    assert pooled(folds)[0].kind == "external"
-    (tmp_path / "more").mkdir()
-    few = folds_with(tmp_path / "more", "validation")
-    paths = [tmp_path / "more" / f"fold_{fold}" / "checkpoint_final.pth" for fold in (0, 1)]
-    for fold, path in enumerate(paths):
-        store_evaluation(path, evaluated(*paths, kind="external", num_cases=2), str(fold))
-    assert pooled([stored(path) for path in paths])[0].kind == "validation"
-    assert pooled(few)[0].kind == "validation"
-
-
-def changed(fold: FoldEvaluations, **values) -> FoldEvaluations:
-    return dataclasses.replace(fold, evaluations=(dataclasses.replace(fold.evaluations[0], **values),))
-
-
-def test_why_there_is_none(tmp_path):
-    folds = folds_with(tmp_path, "validation")
-
-    def why(*found: FoldEvaluations) -> str:
-        evaluation, reason = pooled(found)
-        assert evaluation is None
-        return reason
-
-    assert "no evaluation of this model" in why(FoldEvaluations("0", "a"), FoldEvaluations("1", "b"))
-    assert "fold 1 of this model has not been evaluated" in why(folds[0], FoldEvaluations("1", "b"))
-    for name, value in (
-        ("modalities", ["A", "B"]),
-        ("labels", ["edema"]),
-        ("conventions", {"empty": "skip", "failure_dice": 0.1}),
-    ):
-        assert f"different {name}" in why(folds[0], changed(folds[1], **{name: value}))
-
-
-def test_subsets_of_which_only_one_fold_has_scores(tmp_path):
-    folds = folds_with(tmp_path, "validation")
-    evaluation: StoredEvaluation = folds[1].evaluations[0]
-    without = evaluation.scores[evaluation.scores["subset"] != "T1"]
-    together, _ = pooled([folds[0], changed(folds[1], scores=without)])
-    cases = together.scores.loc[together.scores["subset"] == "T1", "case"]
-    assert set(cases) == {"case_00", "case_02", "case_04"}
-    assert pooled([changed(folds[1], scores=without)])[0].subset_name(["T1"]) is None
-
-
-# --- nnU-Net --------------------------------------------------------------------------------------------------------
-
-
-def test_nnunet_loads_a_checkpoint_with_a_stored_evaluation(tmp_path):
-    model = tmp_path / "UniMRSegStage2Trainer__nnUNetPlans__3d_fullres"
-    path = model / "fold_0" / "checkpoint_final.pth"
-    path.parent.mkdir(parents=True)
-    configuration = PlansManager(tiny.plans()).get_configuration("3d_fullres")
-    weights = build_network(configuration, 4, 3, False, adapters=False).state_dict()
-    torch.save(
-        {
-            "network_weights": weights,
-            "trainer_name": "UniMRSegStage2Trainer",
-            "inference_allowed_mirroring_axes": (0, 1),
-            "init_args": {"configuration": "3d_fullres", "plans": tiny.plans()},
-        },
-        path,
-    )
-    (model / "plans.json").write_text(json.dumps(tiny.plans()))
-    (model / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
-    assert store_evaluation(path, evaluated(path), "0") is None
-    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
-    with findable_trainers():
-        predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
-    assert equal(dict(predictor.network.state_dict()), dict(weights))
-
-
-def test_training_loads_it_and_continued_training_drops_it(tmp_path):
-    path = tmp_path / "fold_0" / "checkpoint_latest.pth"
-    path.parent.mkdir()
-    made = make_trainer(UniMRSegModalityDropoutTrainer)
-    made.train_step(batch())
-    made.save_checkpoint(str(path))
-    assert store_evaluation(path, evaluated(path), "0") is None
-    resumed = make_trainer(UniMRSegModalityDropoutTrainer)
-    resumed.load_checkpoint(str(path))
-    resumed.save_checkpoint(str(path.with_name("checkpoint_final.pth")))
-    before, after = read_checkpoint(path), read_checkpoint(path.with_name("checkpoint_final.pth"))
-    assert KEY in before and KEY not in after
-    assert weights_sha256(before["network_weights"]) == weights_sha256(after["network_weights"])

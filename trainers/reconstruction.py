@@ -1,4 +1,4 @@
-"""What stage 1's trainer shows of its reconstructions: figures per modality and missing pattern, and a picture."""
+"""The picture that stage 1's trainer writes of a reconstructed patch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.reconstruction.scores import missing_patterns, reconstruction_scores, summarise
-
-__all__ = ["missing_patterns", "reconstruction_scores", "summarise", "write_reconstruction_figure"]
 
 
 def write_reconstruction_figure(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from time import time
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import save_json
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
@@ -23,14 +21,11 @@ from nnunetv2_unimrseg.losses import reconstruction_loss, ssim
 from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet, zero_missing
 from nnunetv2_unimrseg.preprocessing import read_absent_files
+from nnunetv2_unimrseg.reconstruction.model import Reconstructor
+from nnunetv2_unimrseg.reconstruction.scores import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
-from nnunetv2_unimrseg.trainers.reconstruction import (
-    missing_patterns,
-    reconstruction_scores,
-    summarise,
-    write_reconstruction_figure,
-)
+from nnunetv2_unimrseg.trainers.reconstruction import write_reconstruction_figure
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing
 
 VALIDATION_SEED = 12345
@@ -162,7 +157,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
         Modalities are taken out after preprocessing. Nothing is segmented, so `save_probabilities` has no effect.
         """
         self.network.eval()
-        predictor = nnUNetPredictor(use_mirroring=False, device=self.device, allow_tqdm=False)
+        predictor = Reconstructor(use_mirroring=False, device=self.device, allow_tqdm=False)
         predictor.manual_initialization(
             self.network,
             self.plans_manager,
@@ -172,7 +167,6 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             self.__class__.__name__,
             self.inference_allowed_mirroring_axes,
         )
-        predictor.label_manager = SimpleNamespace(num_segmentation_heads=len(self.modalities))
         _, keys = self.do_split()
         if self.is_ddp:
             keys = keys[self.local_rank :: dist.get_world_size()]
@@ -194,7 +188,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
                 "Mean over missing modalities: " + ", ".join(f"{name} {value:.4f}" for name, value in overall.items())
             )
 
-    def _score_case(self, predictor: nnUNetPredictor, key: str) -> dict:
+    def _score_case(self, predictor: Reconstructor, key: str) -> dict:
         self.print_to_log_file(f"reconstructing {key}")
         dataset = self.dataset_class(
             self.preprocessed_dataset_folder,
