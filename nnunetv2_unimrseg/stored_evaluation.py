@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -37,7 +38,7 @@ VALIDATION, EXTERNAL = "validation", "external"
 
 _NAMES, _FIGURES = ("case", "fold", "subset", "label"), ("dice", "hd95_mm")
 _SETTINGS = ("modalities", "labels", "subsets", "conventions", "prediction", "versions")
-_MUST_AGREE = ("modalities", "labels", "conventions")
+_MUST_AGREE = ("modalities", "labels", "conventions", "conditions")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class StoredEvaluation:
     def folds(self) -> list[str]:
         """The folds that predicted."""
         return list(self.weights_sha256)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """How was predicted, where that changes the result."""
+        return {name: self.prediction.get(name) for name in ("mirroring", "step_size")}
 
     @property
     def num_cases(self) -> int:
@@ -128,7 +134,7 @@ def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: 
         )
     current = [one for one in _readable(checkpoint) if one.weights_sha256.get(fold) == new.weights_sha256[fold]]
     same = next((one for one in current if one.kind == new.kind and set(one.folds) == set(new.folds)), None)
-    if same is not None and same.pairs > new.pairs:
+    if same is not None and same.pairs > new.pairs and _agree(same, new):
         return (
             f"{path} keeps the {new.kind} evaluation that it holds: that has all {len(new.pairs)} pairs of case and "
             f"subset of this one, and {len(same.pairs) - len(new.pairs)} more."
@@ -137,6 +143,17 @@ def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: 
     checkpoint[KEY] = {"format": FORMAT, "evaluations": [_plain(one) for one in (*kept, new)]}
     _write(checkpoint, path, before)
     return None
+
+
+def _agree(stored: StoredEvaluation, new: StoredEvaluation) -> bool:
+    """Whether both were made alike and say the same of the cases and subsets that they share."""
+    if stored.labels != new.labels or stored.conventions != new.conventions or stored.conditions != new.conditions:
+        return False
+    both = stored.scores.merge(new.scores, on=["case", "subset", "label"])
+    return all(
+        np.allclose(both[f"{figure}_x"].astype(float), both[f"{figure}_y"].astype(float), equal_nan=True)
+        for figure in _FIGURES
+    )
 
 
 def _of_fold(evaluation: Evaluation, fold: str) -> StoredEvaluation:

@@ -15,9 +15,10 @@ import torch
 import trained
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_unimrseg.background import in_background
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation import preparation
+from nnunetv2_unimrseg.evaluation import engine, preparation
 from nnunetv2_unimrseg.evaluation.evaluate import evaluate
 from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
@@ -272,3 +273,44 @@ def test_a_folder_of_another_evaluation_is_not_touched(model, root):
     evaluate(model, [0], subsets=["complete"], **{**QUICK, "overwrite": True})
     assert (folder / "summary.json").read_bytes() != before
     assert "is not empty and holds no evaluation" in error_of(model, [0], output=root / "raw")
+
+
+def test_fold_all_is_said_to_be_evaluated_on_its_training_cases(root, capsys):
+    model = trained.write_model(root / "results")
+    shutil.copytree(model / "fold_0", model / "fold_all")
+    scores = evaluate(model, ["all"], subsets=["complete"], **QUICK)
+    assert set(scores["case"]) == set("abcd")
+    assert "WARNING: these are the training cases" in capsys.readouterr().out
+    assert "training cases" in json.loads((model / "evaluation_folds_all" / "summary.json").read_text())["source"]
+
+
+@pytest.mark.parametrize("where", ["prediction", "scoring", "label"])
+def test_whatever_goes_wrong_with_a_case_is_told_at_the_end(model, root, monkeypatch, where):
+    def broken(*args, **kwargs):
+        raise IndexError("some library's bug")
+
+    if where == "prediction":
+        monkeypatch.setattr(UniMRSegPredictor, "predict_logits_from_preprocessed_data", broken)
+    if where == "scoring":
+        monkeypatch.setattr(engine, "score_segmentation", broken)
+    if where == "label":
+        label = root / "raw" / trained.DATASET / "labelsTr" / "a.nii.gz"
+        monkeypatch.setattr(engine, "in_background", lambda *args: label.unlink() or in_background(*args))
+        scores = evaluate(model, [0], subsets=["complete"], **QUICK)
+        assert {failure["case"] for failure in scores.attrs["failures"]} == {"a"}
+        assert set(scores["case"]) == {"b"}
+    else:
+        assert "some library's bug" in error_of(model, [0], subsets=["complete"])
+
+
+def test_folders_that_cannot_be(model, root):
+    (root / "file").write_text("")
+    assert "no folder" in error_of(model, [0], output=root / "file")
+    assert "Cannot make the folder" in error_of(model, [0], output=root / "file" / "below")
+    assert "Remove the folder by hand" in error_of(model, [0], overwrite=True, num_parts=2)
+
+
+def test_a_label_called_mean_is_refused(root):
+    names = {**tiny.dataset_json(), "labels": {"background": 0, "mean": 1}}
+    model = trained.write_model(root / "results", dataset_json=names)
+    assert "A label is called 'mean'" in error_of(model, [0])

@@ -164,3 +164,15 @@ def test_what_is_no_evaluation(tmp_path):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(UserError, match="format 1"):
         read_evaluation(tmp_path)
+
+
+def test_ten_modalities_have_1023_subsets_and_figures():
+    evaluation = made_up([f"M{number}" for number in range(10)], ["GTV"], num_cases=2)
+    changes = summary.adding_modalities(evaluation)
+    assert len(changes) == 10 * (2**9 - 1) and len(summary.by_subset(evaluation)) == 1023
+
+
+def test_long_names_of_subsets_are_short_folders_that_differ():
+    names = ["+".join([f"modality_{number:040d}" for number in range(count)]) for count in (6, 7)]
+    folders = [folder_name(name) for name in names]
+    assert max(map(len, folders)) < 140 and len(set(folders)) == 2

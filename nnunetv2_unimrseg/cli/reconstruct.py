@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no_scores", action="store_true", help="do not score; cases that lack nothing are then left out")
     add_prediction_arguments(parser, "threads")
     add("--overwrite", action="store_true", help="replace files that are in the output folder")
-    add("--continue_prediction", "--c", action="store_true", help="leave out cases whose picture is there")
+    add("--continue_prediction", "--c", action="store_true", help="continue: leave out cases whose picture is there")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class EvaluationCase:
         """Return the files by modality."""
         return {modalities.names[channel]: file for channel, file in zip(self.channels, self.files, strict=True)}
 
+    @functools.cached_property
     def fingerprint(self) -> list[list[int]]:
-        """Return size and modification time of every file, by which a change is noticed."""
+        """Size and modification time of every file when the case was found, by which a change is noticed."""
         states = [os.stat(file) for file in (*self.files, self.label)]
         return [[state.st_size, state.st_mtime_ns] for state in states]
 
@@ -131,6 +133,7 @@ def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[Evalu
         absent = [file for file in (*case.files, case.label) if not Path(file).is_file()]
         problems += [f"case '{case.name}': there is no file {file}." for file in absent]
         if not absent:
+            case.fingerprint  # noqa: B018 (taken now: files may change or go while others are computed)
             image, label = _shape_in_header(case.files[0]), _shape_in_header(case.label)
             if image and label and image != label:
                 problems.append(

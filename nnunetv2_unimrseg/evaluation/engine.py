@@ -172,7 +172,7 @@ def _run(
 def _predict(predictor: UniMRSegPredictor, entry: _Input) -> Tensor | Record:
     try:
         return predictor.predict_logits_from_preprocessed_data(entry.data)
-    except RuntimeError as error:
+    except Exception as error:
         return Record({}, problem=_reason(error))
 
 
@@ -180,7 +180,7 @@ def _finish(predictor: UniMRSegPredictor, entry: _Input, result: Tensor | Record
     if isinstance(result, Tensor):
         try:
             result = _score(predictor, entry, result, folder)
-        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+        except Exception as error:
             result = Record({}, problem=_reason(error))
     write_record(folder, entry.case, entry.subset, result)
     progress.update()

@@ -14,7 +14,7 @@ from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, validation_case
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.evaluation.engine import Options, predict_and_score
 from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.evaluation.settings import Model, open_model, settings_of
+from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, Model, open_model, settings_of
 from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, tidy, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities, Subset
@@ -91,7 +91,7 @@ def evaluate(
         checkpoint, use_mirroring, step_size, torch.device(device), perform_everything_on_device,
         num_threads_preprocessing, num_threads_scoring, show_progress,
     )  # fmt: skip
-    _check_arguments(options, empty, num_parts, part_id, images, labels, output)
+    _check_arguments(options, empty, num_parts, part_id, overwrite, images, labels, output)
     model = open_model(Path(model_folder), folds, checkpoint)
     chosen = _by_name(parse_subsets(subsets, model.modalities), model.modalities)
     if images is None:
@@ -100,6 +100,8 @@ def evaluate(
         cases = cases_of_folders(images, labels, model.dataset_json, folds)
     kind = VALIDATION if images is None else EXTERNAL
     prediction = {"mirroring": use_mirroring, "step_size": step_size}
+    if images is None and "all" in folds:
+        print(f"WARNING: these are the {TRAINED_WITH}.")
     folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
     open_folder(folder, {"model": model.to_json(), "prediction": prediction, "kind": kind}, overwrite=overwrite)
 
@@ -146,6 +148,7 @@ def _check_arguments(
     empty: str,
     num_parts: int,
     part_id: int,
+    overwrite: bool,
     images: Folder | None,
     labels: Folder | None,
     output: Folder | None,
@@ -157,6 +160,10 @@ def _check_arguments(
         )
     if not 0 < options.step_size <= 1:
         raise UserError(f"The step size must be larger than 0 and at most 1; it is {options.step_size}.")
+    if overwrite and num_parts > 1:
+        raise UserError(
+            "With --overwrite each part would remove what the others have done. Remove the folder by hand first."
+        )
     if not 0 <= part_id < num_parts:
         raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
     if min(options.num_threads_preprocessing, options.num_threads_scoring) < 0:

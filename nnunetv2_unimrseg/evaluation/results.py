@@ -8,6 +8,7 @@ FOLDER/scores/SUBSET/CASE.json              raw scores, from which an interrupte
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 FORMAT = 1
+LONGEST_FOLDER_NAME = 120
+"""Bytes; file systems allow 255."""
+
 SCORES_NAME, SUMMARY_NAME = "subsets.csv", "summary.json"
 METRICS = ("dice", "hd95_mm", "asd_mm", "volume_difference_ml")
 COLUMNS = ("case", "fold", "subset", "num_modalities", "label", *METRICS, "reference_ml", "prediction_ml")
 """Of the tidy table: Dice from 0 to 1, distances in mm, volumes in ml; NaN where undefined (see `conventions`)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Scores of one model on some cases, by subset of the modalities.
 
@@ -82,8 +86,12 @@ def score_path(folder: Path, case: str, subset: str) -> Path:
 
 
 def folder_name(subset: str) -> str:
-    """Return a subset's name for use as a folder's."""
-    return "".join(letter if letter.isalnum() or letter in "+-._" else f"%{ord(letter):x}" for letter in subset)
+    """Return a subset's name for use as a folder's; a long one is cut, and a hash of the whole appended."""
+    name = "".join(letter if letter.isalnum() or letter in "+-._" else f"%{ord(letter):x}" for letter in subset)
+    if len(name.encode()) <= LONGEST_FOLDER_NAME:
+        return name
+    kept = name.encode()[:LONGEST_FOLDER_NAME].decode(errors="ignore")
+    return f"{kept}~{hashlib.sha256(subset.encode()).hexdigest()[:12]}"
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:

@@ -10,16 +10,21 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.metrics import LabelValue
 from nnunetv2_unimrseg.evaluation.results import FORMAT
+from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, weights_sha256
 from nnunetv2_unimrseg.trained_model import check_trained_model, section_of
 from nnunetv2_unimrseg.versions import versions_of
 
+TRAINED_WITH = (
+    "training cases of fold 'all', predicted by the very model that was trained with them: too good to be true"
+)
 SOURCES = {
     VALIDATION: "validation cases of the folds, each predicted by the fold that was not trained with it",
     EXTERNAL: "cases given besides the training data",
@@ -82,13 +87,18 @@ def open_model(folder: Path, folds: Sequence[str], checkpoint_name: str) -> Mode
         UserError: see `check_trained_model`.
     """
     paths = check_trained_model(folder, folds, checkpoint_name, any_trainer=True)
+    dataset_json = read_json(folder / "dataset.json")
+    if MEAN_LABEL in dataset_json["labels"]:
+        raise UserError(
+            f"A label is called '{MEAN_LABEL}', as the mean over the labels is here. Rename it in {folder}."
+        )
     checkpoints = [read_checkpoint(path) for path in paths]
     return Model(
         folder=folder,
         folds=tuple(folds),
         checkpoints=tuple(paths),
         plans=read_json(folder / "plans.json"),
-        dataset_json=read_json(folder / "dataset.json"),
+        dataset_json=dataset_json,
         configuration=checkpoints[0]["init_args"]["configuration"],
         trainer=checkpoints[0]["trainer_name"],
         knows_missing=section_of(checkpoints[0], paths[0]) is not None,
@@ -133,7 +143,7 @@ def settings_of(
         "prediction": dict(prediction),
         "conventions": {"empty": empty, "failure_dice": FAILURE_DICE},
         "kind": kind,
-        "source": SOURCES[kind],
+        "source": TRAINED_WITH if kind == VALIDATION and "all" in model.folds else SOURCES[kind],
         "modalities": list(modalities),
         "labels": list(labels),
         "label_values": {name: value if isinstance(value, int) else list(value) for name, value in labels.items()},

@@ -21,7 +21,7 @@ from nnunetv2_unimrseg.evaluation.results import (
     score_path,
 )
 from nnunetv2_unimrseg.evaluation.summary import figures_of
-from nnunetv2_unimrseg.folders import read_json, write_json
+from nnunetv2_unimrseg.folders import read_json, write_json, write_text
 from nnunetv2_unimrseg.modalities import Subset
 
 STARTED_NAME = "evaluation.json"
@@ -50,9 +50,12 @@ def open_folder(folder: Path, made_with: Mapping[str, Any], *, overwrite: bool) 
             )
         if overwrite:
             _empty(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no evaluation. Give another folder (-o).")
-    folder.mkdir(parents=True, exist_ok=True)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty and holds no evaluation, or is no folder. Give another folder (-o).")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {folder}: {error.strerror}. Give another one (-o).") from None
     write_json(started, made_with)
 
 
@@ -94,7 +97,7 @@ def write_record(folder: Path, case: EvaluationCase, subset: str, record: Record
     path = score_path(folder, case.name, subset)
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {name: score.to_json() for name, score in record.scores.items()}
-    content = {"files": case.fingerprint(), "fold": case.fold, "problem": record.problem, "scores": scores}
+    content = {"files": case.fingerprint, "fold": case.fold, "problem": record.problem, "scores": scores}
     write_json(path, content)
 
 
@@ -104,7 +107,7 @@ def read_record(folder: Path, case: EvaluationCase, subset: str) -> Record | Non
     if not path.is_file():
         return None
     content = read_json(path)
-    if content["files"] != case.fingerprint() or content["fold"] != case.fold:
+    if content["files"] != case.fingerprint or content["fold"] != case.fold:
         return None
     scores = {name: RawScores.from_json(entries) for name, entries in content["scores"].items()}
     return Record(scores, content["problem"])
@@ -138,8 +141,6 @@ def tidy(
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
     """Write `subsets.csv` and, last, `summary.json` with the figures; return the evaluation as it lies there."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{SCORES_NAME}.tmp"
-    evaluation.scores.to_csv(temporary, index=False)
-    temporary.replace(folder / SCORES_NAME)
+    write_text(folder / SCORES_NAME, evaluation.scores.to_csv(index=False))
     write_json(folder / SUMMARY_NAME, {**evaluation.settings, "figures": figures_of(evaluation)})
     return Evaluation(evaluation.settings, evaluation.scores, folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,6 @@ import pandas as pd
 
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.modalities import Subset
 
 MEAN_LABEL = "mean"
 """Stands for the mean over the labels, where there are several."""
@@ -18,6 +19,7 @@ MEAN_LABEL = "mean"
 ALL, INCOMPLETE = "all", "incomplete"
 
 
+@lru_cache(maxsize=2)
 def by_subset(evaluation: Evaluation) -> pd.DataFrame:
     """Average over the cases.
 
@@ -105,6 +107,7 @@ def _spread(rows: pd.DataFrame, label: str) -> dict[str, Any]:
     return spread
 
 
+@lru_cache(maxsize=2)
 def adding_modalities(evaluation: Evaluation) -> pd.DataFrame:
     """Say what adding one modality to a subset does to Dice, for every pair of subsets that were evaluated.
 
@@ -114,44 +117,55 @@ def adding_modalities(evaluation: Evaluation) -> pd.DataFrame:
         Rows pair x label (and `MEAN_LABEL`); columns `subset`, `added`, `label`, `n`, `dice_before`, `dice_after`,
         `change` (negative: adding it lowered the result) and `cases_lowered`. Sorted by `change`, worst first.
     """
-    subsets = evaluation.subsets
-    by_case = evaluation.scores.pivot(index=["label", "case"], columns="subset", values="dice").reindex(
-        columns=list(subsets)
-    )
+    subsets = list(evaluation.subsets.values())
+    names, numbers = list(evaluation.subsets), {subset: number for number, subset in enumerate(subsets)}
+    dice = _dice_by_label_case_and_subset(evaluation)
     rows = []
-    for name, subset in subsets.items():
+    for before, subset in enumerate(subsets):
         for channel, modality in enumerate(evaluation.modalities):
-            larger = _name_of(_with(subset, channel), subsets)
-            if not subset[channel] and larger is not None:
-                rows += _changes(by_case[[name, larger]].dropna(), evaluation, {"subset": name, "added": modality})
+            after = numbers.get(tuple(there or number == channel for number, there in enumerate(subset)))
+            if not subset[channel] and after is not None:
+                changes = _changes(dice[..., before], dice[..., after], evaluation.labels)
+                rows += [{"subset": names[before], "added": modality, **change} for change in changes]
     columns = ["subset", "added", "label", "n", "dice_before", "dice_after", "change", "cases_lowered"]
     return pd.DataFrame(rows, columns=columns).sort_values("change", kind="stable").reset_index(drop=True)
 
 
-def _with(subset: Subset, channel: int) -> Subset:
-    return tuple(available or number == channel for number, available in enumerate(subset))
+def _dice_by_label_case_and_subset(evaluation: Evaluation) -> np.ndarray:
+    scores = evaluation.scores
+    cases = list(dict.fromkeys(scores["case"]))
+    rows = pd.MultiIndex.from_product([evaluation.labels, cases], names=["label", "case"])
+    table = scores.pivot(index=["label", "case"], columns="subset", values="dice")
+    table = table.reindex(index=rows, columns=list(evaluation.subsets))
+    return table.to_numpy(dtype=float).reshape(len(evaluation.labels), len(cases), -1)
 
 
-def _name_of(wanted: Subset, subsets: dict[str, Subset]) -> str | None:
-    return next((name for name, subset in subsets.items() if subset == wanted), None)
-
-
-def _changes(pairs: pd.DataFrame, evaluation: Evaluation, which: dict[str, str]) -> list[dict[str, Any]]:
-    before, after = pairs.columns
-    rows = []
-    for label in evaluation.labels:
-        if label in pairs.index.get_level_values("label"):
-            of_label = pairs.loc[label]
-            change = of_label[after] - of_label[before]
-            row = {"label": label, "n": len(of_label), "dice_before": of_label[before].mean()}
-            row |= {"dice_after": of_label[after].mean(), "change": change.mean()}
-            rows.append({**which, **row, "cases_lowered": int((change < 0).sum())})
-    if len(evaluation.labels) > 1 and rows:
-        means = pairs.groupby("case").mean()
-        lowered = int((means[after] < means[before]).sum())
-        mean = {key: float(np.mean([row[key] for row in rows])) for key in ("dice_before", "dice_after", "change")}
-        rows.append({**which, "label": MEAN_LABEL, "n": len(means), **mean, "cases_lowered": lowered})
+def _changes(before: np.ndarray, after: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare Dice, `(labels, cases)`, of two subsets."""
+    known = ~np.isnan(before + after)
+    rows = [
+        _change(label, *(dice[number, known[number]] for dice in (before, after)))
+        for number, label in enumerate(labels)
+        if known[number].any()
+    ]
+    if len(labels) > 1 and rows:
+        counts = known.sum(axis=0)
+        of_cases = [np.where(known, dice, 0).sum(axis=0)[counts > 0] / counts[counts > 0] for dice in (before, after)]
+        means = {key: float(np.mean([row[key] for row in rows])) for key in ("dice_before", "dice_after", "change")}
+        rows.append({**_change(MEAN_LABEL, *of_cases), **means})
     return rows
+
+
+def _change(label: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    change = after - before
+    return {
+        "label": label,
+        "n": len(change),
+        "dice_before": float(before.mean()),
+        "dice_after": float(after.mean()),
+        "change": float(change.mean()),
+        "cases_lowered": int((change < 0).sum()),
+    }
 
 
 def monotonicity(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +199,7 @@ def cost_of_losing(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFram
     without = {}
     for channel, modality in enumerate(evaluation.modalities):
         rest = tuple(number != channel for number in range(len(evaluation.modalities)))
-        without[modality] = _name_of(rest, evaluation.subsets)
+        without[modality] = next((name for name, subset in evaluation.subsets.items() if subset == rest), None)
     rows = []
     for modality, label in itertools.product(evaluation.modalities, labels_with_mean(evaluation)):
         of_pair = changes[(changes["added"] == modality) & (changes["label"] == label)]

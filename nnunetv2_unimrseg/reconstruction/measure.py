@@ -51,7 +51,8 @@ def training_intensities(
         intensities. Cases in which the channel is constant do not count.
 
     Raises:
-        UserError: when there are neither training images nor a result that was kept.
+        UserError: when there are neither training images nor a result that was kept, and for a training image that
+            cannot be used.
     """
     path = model_folder / CACHE_NAME
     basis = {"format": FORMAT, "modalities": list(modalities), "masked": list(configuration_manager.use_mask_for_norm)}
@@ -69,7 +70,7 @@ def training_intensities(
             f"does not hold them. Set {RAW} to the folder of the dataset that the model was trained with, copy "
             f"{CACHE_NAME} from where it was made, or leave out --intensities."
         )
-    cases = _training_cases(folder, len(modalities))
+    cases = _training_cases(folder)
     basis["training_images"] = _fingerprint(cases)
     if not usable or kept.get("training_images") != basis["training_images"]:
         channels = _measure(cases, plans_manager, basis["masked"], modalities, num_threads, show_progress)
@@ -81,14 +82,10 @@ def training_intensities(
     return [kept["channels"][name] for name in modalities]
 
 
-def _training_cases(folder: Path, num_channels: int) -> dict[str, list[str]]:
+def _training_cases(folder: Path) -> dict[str, list[str]]:
     listed = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
     cases = {case: list(entry["images"]) for case, entry in listed.items()}
-    lacking = [
-        case
-        for case, files in cases.items()
-        if len(files) != num_channels or not all(Path(file).is_file() for file in files)
-    ]
+    lacking = [case for case, files in cases.items() if not all(Path(file).is_file() for file in files)]
     if lacking or not cases:
         named = ", ".join(lacking[:_MOST_NAMED]) + (", ..." if len(lacking) > _MOST_NAMED else "")
         raise UserError(
@@ -117,7 +114,7 @@ def _measure(
 ) -> dict[str, dict[str, float]]:
     measure = partial(_of_case, plans_manager.image_reader_writer_class(), masked)
     with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-        found = pool.map(measure, cases.values())
+        found = pool.map(measure, sorted(cases.values(), key=len))  # those that may lack a file first
         found = list(tqdm(found, total=len(cases), desc="Measuring training intensities", disable=not show_progress))
     channels = {}
     for channel, name in enumerate(modalities):
@@ -129,13 +126,35 @@ def _measure(
 
 
 def _of_case(reader: BaseReaderWriter, masked: Sequence[bool], files: Sequence[str]) -> list[dict[str, float]]:
-    image, _ = reader.read_images(list(files))
-    image, outside, _ = crop_to_nonzero(image)
+    image, outside, _ = crop_to_nonzero(_read(reader, files, len(masked)))
     mask = outside[0] >= 0
     return [
         _of_channel(channel, channel[mask] if uses_mask else channel)
         for channel, uses_mask in zip(image, masked, strict=True)
     ]
+
+
+def _read(reader: BaseReaderWriter, files: Sequence[str], num_channels: int) -> np.ndarray:
+    """Read a case as nnU-Net's readers do, whose files may hold several channels each."""
+    advice = "Mend the dataset that the model was trained with, or leave out --intensities."
+    images = []
+    for file in files:
+        try:
+            images.append(reader.read_images([file])[0])
+        except MemoryError:
+            raise
+        except Exception as error:  # readers raise whatever their library raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            raise UserError(f"The training image {file} cannot be read: {reason}. {advice}") from error
+        if not np.isfinite(images[-1]).all():
+            raise UserError(f"The training image {file} holds NaN or infinite values. {advice}")
+    shapes = [image.shape for image in images]
+    if sum(shape[0] for shape in shapes) != num_channels or len({shape[1:] for shape in shapes}) > 1:
+        raise UserError(
+            f"The training images {', '.join(files)} do not give the {num_channels} channels of one case: their "
+            f"shapes (channels first) are {', '.join(map(str, shapes))}. {advice}"
+        )
+    return np.concatenate(images)
 
 
 def _of_channel(channel: np.ndarray, counted: np.ndarray) -> dict[str, float]:

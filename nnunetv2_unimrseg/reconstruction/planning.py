@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from nnunetv2_unimrseg.cases import check_cases, find_cases, raise_for_input
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reading import case_name
+from nnunetv2_unimrseg.reconstruction.results import PICTURE_SUFFIX, check_folder
 from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
 
 if TYPE_CHECKING:
@@ -67,19 +68,20 @@ def plan_cases(
         chosen: the only modalities to reconstruct from; None for all.
         scores: whether to score what has a truth; without it a case that lacks nothing is left out.
         overwrite: whether existing files may be replaced.
-        skip_done: whether to leave out cases whose picture is there.
+        skip_done: whether to leave out cases whose picture is there; existing files of the others may be replaced.
         part: which of the cases.
         show_progress: progress bar.
 
     Raises:
         UserError: one error that lists every problem: see `cases.check_cases`, two cases of one name, and files that
-            would be overwritten (an input never is).
+            would be overwritten; before that one for the output folder (see `results.check_folder`).
     """
     problems: list[str] = []
     used = find_cases(images, modalities, file_ending, chosen, problems)
     every = used if chosen is None or problems else find_cases(images, modalities, file_ending, None, [])
     problems += _repeated_names(used, file_ending)
     raise_for_input(problems)
+    check_folder(output, [file for files in every for file in files], file_ending)
     pairs = [
         (files, all_files if scores else files)
         for files, all_files in list(zip(used, every, strict=True))[part]
@@ -108,12 +110,13 @@ def plan_cases(
                 _montage(output, name),
             )
         )
-    raise_for_input(_overwriting(cases, {Path(file).resolve() for files in every for file in files}, overwrite))
+    if not (overwrite or skip_done):
+        raise_for_input(_overwriting(cases))
     return cases
 
 
 def _montage(output: Path, name: str) -> Path:
-    return output / f"{name}_reconstruction.png"
+    return output / f"{name}{PICTURE_SUFFIX}"
 
 
 def _repeated_names(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
@@ -127,15 +130,12 @@ def _repeated_names(cases: Sequence[Sequence[str]], file_ending: str) -> list[st
     return problems
 
 
-def _overwriting(cases: Sequence[Case], inputs: set[Path], overwrite: bool) -> list[str]:
-    problems = []
-    for case in cases:
-        for path in (*case.targets.values(), case.montage) if case.subsets else ():
-            if path.resolve() in inputs:
-                problems.append(f"{path} is an input and would be overwritten. Give another output folder (-o).")
-            elif path.exists() and not overwrite:
-                problems.append(
-                    f"{path} is there already. Replace it (--overwrite), leave finished cases out (--c), or give "
-                    "another output folder (-o)."
-                )
-    return problems
+def _overwriting(cases: Sequence[Case]) -> list[str]:
+    return [
+        f"{path} is there already. Replace it (--overwrite), leave finished cases out (--c), or give another output "
+        "folder (-o)."
+        for case in cases
+        if case.subsets
+        for path in (*case.targets.values(), case.montage)
+        if path.exists()
+    ]

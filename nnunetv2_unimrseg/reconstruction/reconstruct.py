@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,7 +69,7 @@ def reconstruct(
 
     Args:
         images: a folder, its files named `CASE_XXXX<ending>`, any subset a case; or the files of each case.
-        output: the folder to write to. Files that are there are not replaced, inputs never.
+        output: the folder to write to, not one that holds inputs. Files that are there are not replaced.
         model_folder: the folder that holds `fold_X`, of UniMRSegStage1Trainer.
         folds: the folds whose reconstructions are averaged; None for all that are trained.
         checkpoint: the file to load from each fold.
@@ -84,7 +86,7 @@ def reconstruct(
         num_parts: only every `num_parts`-th case ...
         part_id: ... starting with this one.
         overwrite: replace what is in `output`.
-        skip_done: leave out the cases whose picture is in `output`.
+        skip_done: leave out the cases whose picture is in `output`; of the others, replace what is there.
         show_progress: progress bars.
 
     Returns:
@@ -95,19 +97,21 @@ def reconstruct(
 
     Raises:
         UserError: before anything is computed, for whatever the user can mend: no stage-1 model, bad or unreadable
-            input (all problems at once), files that would be overwritten, a normaliser or file format that cannot
-            hold what is asked for, training intensities that are neither kept nor can be measured.
+            input (all problems at once), files that would be overwritten, an output folder that cannot be written to
+            or holds real images, a normaliser or file format that cannot hold what is asked for, training intensities
+            that are neither kept nor can be measured.
     """
     threads = num_threads_preprocessing, num_threads_export
     _check_arguments(step_size, num_parts, part_id, threads, overwrite and skip_done)
     device, output = torch.device(device), Path(output)
-    model = Reconstructor(
-        tile_step_size=step_size,
-        use_mirroring=use_mirroring,
-        perform_everything_on_device=perform_everything_on_device and device.type == "cuda",
-        device=device,
-        allow_tqdm=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net tells of an option that nobody gave
+        model = Reconstructor(
+            tile_step_size=step_size,
+            use_mirroring=use_mirroring,
+            perform_everything_on_device=perform_everything_on_device,
+            device=device,
+            allow_tqdm=False,
+        )
     model.initialize_from_trained_model_folder(model_folder, folds, checkpoint)
     reader, ending = model.plans_manager.image_reader_writer_class, model.dataset_json["file_ending"]
     chosen = None if modalities is None else model.modalities.subset(modalities)
@@ -124,7 +128,9 @@ def reconstruct(
     settings = _settings(model, checkpoint, step_size, use_mirroring, chosen, intensities)
     open_folder(output, settings, overwrite=overwrite)
     for case in cases:
-        if not case.subsets:
+        if case.subsets:
+            case.montage.unlink(missing_ok=True)
+        else:
             print(f"{case.name}: nothing missing, nothing to do without scores")
     workshop = Workshop(model, intensities=intensities, scores=scores, measured=measured)
     rows, failures = _run(workshop, cases, output, settings, threads, show_progress)

@@ -10,7 +10,8 @@ FOLDER/modalities.json              which modalities each case had
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,44 @@ import pandas as pd
 
 from nnunetv2_unimrseg.cases import one_at_a_time
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import read_json, write_json
+from nnunetv2_unimrseg.folders import read_json, write_json, write_text
+from nnunetv2_unimrseg.reading import split_name
 from nnunetv2_unimrseg.reconstruction.scores import FIGURES, UNIT
 from nnunetv2_unimrseg.versions import versions_of
 
 SCORES_NAME, SUMMARY_NAME = "scores.csv", "summary.json"
+PICTURE_SUFFIX = "_reconstruction.png"
 KEYS = ("case", "available", "modality")
+
+
+def check_folder(folder: Path, inputs: Iterable[str], file_ending: str) -> None:
+    """Check, without making it, that a folder can take reconstructions.
+
+    Args:
+        folder: where it lies or is to be made.
+        inputs: every input file.
+        file_ending: of images, as in dataset.json.
+
+    Raises:
+        UserError: when it is no folder or cannot be written to, and when it holds images that are not reconstructions,
+            an input above all: the next time, synthetic images would pass for scans.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise UserError(f"Cannot make the output folder {folder}: {existing} is no folder. Give another one (-o).")
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(
+            f"Cannot write to the output folder {folder}: no permission in {existing}. Give another one (-o)."
+        )
+    resolved = folder.resolve()
+    real = [file for file in inputs if resolved in (Path(file).parent.resolve(), Path(file).resolve().parent)]
+    if existing == folder and not (folder / SUMMARY_NAME).is_file():
+        real += sorted(entry.name for entry in folder.iterdir() if split_name(entry, file_ending))
+    if real:
+        raise UserError(
+            f"The output folder {folder} holds images that are no reconstructions, such as {real[0]}; the next time, "
+            "synthetic images would pass for scans. Give another output folder (-o)."
+        )
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -32,25 +65,38 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -
     Args:
         folder: where it lies.
         settings: JSON types, whatever changes the reconstructions.
-        overwrite: forget the scores of a folder that was made otherwise.
+        overwrite: remove the scores, and the pictures that mark a case as done, of a folder that was made otherwise.
 
     Raises:
-        UserError: when the folder's files were made otherwise.
+        UserError: when the folder's files were made otherwise, and when it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(folder / SUMMARY_NAME):
+            _enter(folder, settings, overwrite)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the output folder {folder}: {error.strerror}. Give another one (-o)."
+        ) from error
+
+
+def _enter(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     path = folder / SUMMARY_NAME
-    with one_at_a_time(path):
-        before = read_json(path).get("settings") if path.is_file() else None
-        if before == settings:
-            return
-        if before is not None and not overwrite:
+    before = read_json(path).get("settings") if path.is_file() else None
+    if before == settings:
+        return
+    outdated = [path, folder / SCORES_NAME, *folder.glob(f"*{PICTURE_SUFFIX}")]
+    outdated = [file for file in outdated if file.is_file()]
+    if outdated and not overwrite:
+        what = f"{outdated[0].name} of something else"
+        if before:
             changed = [key for key in settings if before.get(key) != settings[key]]
-            raise UserError(
-                f"{folder} holds reconstructions that were made otherwise ({', '.join(changed)} differ; see "
-                f"{SUMMARY_NAME}). Give another folder (-o), or replace them (--overwrite)."
-            )
-        (folder / SCORES_NAME).unlink(missing_ok=True)
-        write_json(path, _summary(settings, read_scores(folder)))
+            what = f"reconstructions that were made otherwise ({', '.join(changed)} differ; see {SUMMARY_NAME})"
+        raise UserError(f"{folder} holds {what}. Give another folder (-o), or replace it (--overwrite).")
+    for file in outdated:
+        if file != path:
+            file.unlink()
+    write_json(path, _summary(settings, read_scores(folder)))
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
@@ -70,9 +116,7 @@ def add_scores(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Mappin
         before = before[~before["case"].isin(new["case"])]
         scores = pd.concat([before, new], ignore_index=True) if len(before) else new
         scores = scores.sort_values("case", kind="stable", ignore_index=True)
-        temporary = folder / f".{SCORES_NAME}.tmp"
-        scores.to_csv(temporary, index=False)
-        temporary.replace(folder / SCORES_NAME)
+        write_text(folder / SCORES_NAME, scores.to_csv(index=False))
         write_json(folder / SUMMARY_NAME, _summary(settings, scores))
 
 

@@ -193,9 +193,8 @@ class Workshop:
     def _first_available(self, entry: Input) -> Path:
         files = entry.case.files
         channels = assign_channels(files, self.model.modalities, self._ending, []) or range(len(files))
-        return Path(
-            min((channel, file) for channel, file in zip(channels, files, strict=True) if entry.subset[channel])[1]
-        )
+        available = [pair for pair in zip(channels, files, strict=True) if entry.subset[pair[0]]]
+        return Path(min(available, default=(0, files[0]))[1])  # none where one file holds several channels
 
 
 def reason(error: BaseException) -> str:

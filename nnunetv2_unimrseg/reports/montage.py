@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from nnunetv2_unimrseg.reports.case_images import (
     enlarged,
     grey,
     label_colours,
+    label_mask,
     label_values,
     largest_slice,
     overlay,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 MOST_PREDICTIONS = 12
 """Predictions that a picture shows; of more subsets, the complete, leave-one-out and single ones are chosen."""
+
+MOST_NAMED_LABELS = 12
+"""Labels that the legend names: of those in the slice, the largest."""
 
 MOST_COLUMNS = 6
 FEWEST_PIXELS = 256
@@ -79,6 +83,22 @@ def case_dice(evaluation: Evaluation) -> dict[tuple[str, str], float]:
     return evaluation.scores.groupby(["case", "subset"])["dice"].mean().to_dict()
 
 
+def legend_labels(segmentation: np.ndarray, values: Mapping[str, Sequence[int]]) -> tuple[list[str], int]:
+    """Choose the labels that a legend names: those that occur, of many the `MOST_NAMED_LABELS` largest.
+
+    Args:
+        segmentation: label values of all that is shown, any shape.
+        values: by label.
+
+    Returns:
+        Names in the order of `values`, and how many more labels occur.
+    """
+    sizes = {name: np.count_nonzero(label_mask(segmentation, of_label)) for name, of_label in values.items()}
+    occurring = [name for name in values if sizes[name]]
+    largest = sorted(occurring, key=lambda name: -sizes[name])[:MOST_NAMED_LABELS]
+    return [name for name in occurring if name in largest], len(occurring) - len(largest)
+
+
 def write_montage(
     evaluation: Evaluation,
     case: CaseImages,
@@ -98,7 +118,6 @@ def write_montage(
         path: the file to write.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     values, modalities = label_values(evaluation), evaluation.modalities
     colours = label_colours(list(values))
@@ -109,7 +128,11 @@ def write_montage(
     num_rows = first_rows + math.ceil(len(predicted) / num_columns)
     height, width = case.reference.shape[1:]
     tall = min(max(1.8 * case.aspect * height / width, 0.9), 3.6)
-    figure = Figure(figsize=(1.8 * num_columns, num_rows * (tall + 0.42) + 0.6), layout="constrained")
+    shown = np.stack([case.reference[position], *(case.predictions[name][position] for name in predicted)])
+    legend = _legend(*legend_labels(shown, values), colours, 1.8 * num_columns)
+    legend_rows = math.ceil(len(legend["handles"]) / legend["ncols"])
+    size = 1.8 * num_columns, num_rows * (tall + 0.42) + 0.4 + 0.2 * legend_rows
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -136,11 +159,22 @@ def write_montage(
         text = "-" if math.isnan(value) else f"{100 * value:.1f}"
         segmented(axis, case.predictions[name], available, f"{subset_words(modalities, subset)}: Dice {text}")
     figure.suptitle(plain(f"{case.case}, slice {position + 1} of {len(case.reference)}"), fontsize=9)
-    handles = [Patch(color=colours[name], label=plain(name)) for name in values]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=8, frameon=False)
+    if legend["handles"]:
+        figure.legend(**legend, loc="outside lower center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=150, facecolor="white")
 
 
 def _show(axis: Axes, picture: np.ndarray, aspect: float, title: str) -> None:
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect=aspect)
     axis.set_title(plain(title), fontsize=7.5)
+
+
+def _legend(names: Sequence[str], num_more: int, colours: Mapping[str, str], width: float) -> dict[str, Any]:
+    """Return `handles` and `ncols` of a legend, as many columns as fit into a width in inches."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colours[name], label=plain(name)) for name in names]
+    if num_more:
+        handles.append(Patch(alpha=0, label=f"and {num_more} more"))
+    widest = 0.55 + 0.065 * max(map(len, names), default=0)
+    return {"handles": handles, "ncols": max(1, min(4, len(handles), int(width / widest)))}
