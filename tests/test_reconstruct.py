@@ -174,8 +174,6 @@ def test_nothing_that_is_there_is_overwritten_unless_asked(tmp_path, monkeypatch
         reconstruct(*arguments, skip_done=True, step_size=1, **QUIET)
     assert len(reconstruct(*arguments, overwrite=True, step_size=1, **QUIET)) == len(first) + 2
     assert (tmp_path / "out" / "a_0000.nii.gz").stat().st_mtime_ns != before
-    with pytest.raises(UserError, match="is an input and would be overwritten"):
-        reconstruct(tmp_path / "in", tmp_path / "in", model, (0,), modalities=(2,), overwrite=True, **QUIET)
 
 
 def test_a_case_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, data):
@@ -198,8 +196,11 @@ def test_a_case_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, data)
     assert failure["case"] == "b" and failure["subset"] == "T1" and "No space left" in failure["reason"]
     assert not (tmp_path / "out" / "b_reconstruction.png").exists()
     monkeypatch.setattr(work, "write_image", write)
-    again = reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), overwrite=True, **QUIET)
-    assert set(again["case"]) == {"a", "b", "c"}
+    again = reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), skip_done=True, **QUIET)
+    assert set(again["case"]) == {"b"}
+    monkeypatch.setattr(work, "write_image", full_disk)
+    reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), overwrite=True, **QUIET)
+    assert not (tmp_path / "out" / "b_reconstruction.png").exists()
 
 
 def test_every_problem_of_the_input_is_told_before_anything_is_computed(tmp_path, monkeypatch, data):

@@ -157,6 +157,20 @@ def test_a_dataset_of_png_files(tmp_path, monkeypatch):
         assert written.dtype == np.uint8 and np.abs(written.astype(int) - factor * source.astype(int)).max() == 0
 
 
+def test_a_constant_channel_of_a_colour_picture_is_made(tmp_path, monkeypatch):
+    plans = two_dimensional(tiny.plans(["RGBTo01Normalization"] * 3, spacing=(9, 1, 1), reader="NaturalImage2DIO"))
+    plans |= {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}
+    dataset_json = tiny.dataset_json(("red", "green", "blue"), ".png")
+    model = write_model(tmp_path / "models", monkeypatch, plans=plans, dataset_json=dataset_json)
+    source = np.random.default_rng(0).integers(1, 200, (20, 24, 3)).astype(np.uint8)
+    source[..., 0] = 7
+    (tmp_path / "in").mkdir()
+    Image.fromarray(source).save(tmp_path / "in" / "case_0000.png")
+    table = reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), intensities=True, **QUIET)
+    assert list(table["modality"]) == ["red"] and table.attrs["failures"] == []
+    assert np.array_equal(np.asarray(Image.open(table["file"][0])), source[..., 1])
+
+
 def test_the_picture(tmp_path):
     image = np.random.default_rng(0).normal(size=(20, 30))
     columns = {

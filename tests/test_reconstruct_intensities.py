@@ -12,6 +12,7 @@ import tiny
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from PIL import Image
 from reconstructors import QUIET, SAME_SPACING, write_model
 
 from nnunetv2_unimrseg.errors import UserError
@@ -115,8 +116,49 @@ def test_without_training_images_the_error_says_what_to_do(tmp_path, raw, monkey
     monkeypatch.setenv("nnUNet_raw", str(raw))
     write_training_data(raw)
     os.unlink(raw / "Dataset998_Tiny" / "imagesTr" / "case1_0000.nii.gz")
-    with pytest.raises(UserError, match=r"of which 1 lack images \(case1\)"):
+    with pytest.raises(UserError, match=r"case1_0001\.nii\.gz, .* do not give the 4 channels of one case"):
         measured(tmp_path)
+    assert not (tmp_path / CACHE_NAME).exists()
+
+
+def test_files_that_the_dataset_lists_and_does_not_have_are_told_before_measuring(tmp_path, raw):
+    write_training_data(raw)
+    path = raw / "Dataset998_Tiny" / "dataset.json"
+    files = {case: [f"imagesTr/{case}_{channel:04d}.nii.gz" for channel in range(4)] for case in ("case0", "gone")}
+    listed = {case: {"images": images, "label": f"labelsTr/{case}.nii.gz"} for case, images in files.items()}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": listed}))
+    with pytest.raises(UserError, match=r"2 training cases, of which 1 lack images \(gone\)"):
+        measured(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "NaN"])
+def test_a_training_image_that_cannot_be_used_is_named(tmp_path, raw, damage):
+    images = write_training_data(raw)
+    file = raw / "Dataset998_Tiny" / "imagesTr" / "case1_0002.nii.gz"
+    if damage == "NaN":
+        images[1][2, 7, 7, 7] = np.nan
+        tiny.write(file, images[1][2])
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"case1_0002\.nii\.gz (cannot be read|holds NaN)"):
+        measured(tmp_path, reader="NibabelIO")
+    assert not (tmp_path / CACHE_NAME).exists()
+
+
+def test_training_images_of_several_channels_a_file_are_measured(tmp_path, raw):
+    folder = raw / "Dataset998_Tiny"
+    (folder / "imagesTr").mkdir(parents=True)
+    pictures = [np.random.default_rng(seed).integers(1, 200, (20, 24, 3), np.uint8) for seed in range(2)]
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / "imagesTr" / f"case{number}_0000.png")
+    names = ("red", "green", "blue")
+    (folder / "dataset.json").write_text(json.dumps({**tiny.dataset_json(names, ".png"), "numTraining": 2}))
+    manager = PlansManager(tiny.plans(["ZScoreNormalization"] * 3, reader="NaturalImage2DIO", use_mask=False))
+    configuration = manager.get_configuration("3d_fullres")
+    found = training_intensities(tmp_path, manager, configuration, Modalities(names), show_progress=False)
+    for channel, entry in enumerate(found):
+        assert entry["mean"] == pytest.approx(np.mean([picture[..., channel].mean() for picture in pictures]), rel=1e-5)
+        assert entry["maximum"] == np.mean([picture[..., channel].max() for picture in pictures])
 
 
 def test_files_hold_the_training_sets_intensities(tmp_path, raw, monkeypatch):

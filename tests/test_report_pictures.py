@@ -25,7 +25,14 @@ from nnunetv2_unimrseg.reports.case_images import (
     overlay,
     read_case_images,
 )
-from nnunetv2_unimrseg.reports.montage import case_dice, modalities_by_cost, shown_subsets, subset_words, write_montage
+from nnunetv2_unimrseg.reports.montage import (
+    case_dice,
+    legend_labels,
+    modalities_by_cost,
+    shown_subsets,
+    subset_words,
+    write_montage,
+)
 from nnunetv2_unimrseg.reports.viewer import shown_slices, viewer_case, viewer_cases
 
 COMPLETE = "FLAIR+T1+T1ce+T2"
@@ -232,6 +239,39 @@ def test_a_montage_is_as_large_as_its_panels_and_shows_what_it_is_given(evaluati
     changed = (full != empty).any(axis=(1, 2))
     top = full.shape[0] // 3
     assert changed[top:].any() and not changed[: top - 40].any()
+
+
+def test_a_legend_names_the_labels_that_are_shown_and_of_many_the_largest():
+    values = {f"label {number}": [number] for number in range(1, 105)}
+    assert legend_labels(np.array([[0, 3], [99, 3]]), values) == (["label 3", "label 99"], 0)
+    assert legend_labels(np.zeros((2, 2), int), values) == ([], 0)
+    everything = np.repeat(np.arange(105), np.arange(1, 106))
+    named, num_more = legend_labels(everything, values)
+    assert named == [f"label {number}" for number in range(93, 105)] and num_more == 92
+
+
+@pytest.mark.parametrize("length", [1, 60])
+def test_images_keep_their_size_however_many_labels_there_are(tmp_path, monkeypatch, length):
+    from matplotlib.figure import Figure
+
+    figures = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (savefig(self, *a, **k), figures.append(self)))
+    for number in (1, 104):
+        names = [f"{label:03d}".ljust(length, "x") for label in range(1, number + 1)]
+        evaluation = made_up(["CT", "PET"], names, num_cases=1)
+        evaluation.settings["label_values"] = {name: int(name[:3]) for name in names}
+        label = np.arange(30 * 40).reshape(1, 30, 40) % (number + 1)
+        images = {name: np.arange(30.0 * 40).reshape(1, 30, 40) for name in ("CT", "PET")}
+        case = CaseImages("case_00", images, label, dict.fromkeys(evaluation.subsets, label), 1.0)
+        write_montage(evaluation, case, list(evaluation.subsets), {}, ["CT", "PET"], tmp_path / "case.png")
+    few, many = ([axis.get_window_extent() for axis in figure.axes] for figure in figures)
+    for one, other in zip(few, many, strict=True):
+        assert other.width == pytest.approx(one.width, rel=0.1) and other.height == pytest.approx(one.height, rel=0.1)
+    (legend,) = figures[1].legends
+    assert legend.get_texts()[-1].get_text() == "and 92 more" and len(legend.get_texts()) == 13
+    extent, whole = legend.get_window_extent(), figures[1].bbox
+    assert extent.x0 >= 0 and extent.x1 <= whole.width and extent.y0 >= 0
 
 
 def test_a_case_without_dice_or_reference_is_drawn(tmp_path):
