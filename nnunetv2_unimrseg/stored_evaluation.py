@@ -234,7 +234,8 @@ def read_stored_evaluations(checkpoint: Mapping[str, Any], path: Path) -> FoldEv
     if any(one.weights_sha256.get(fold) != digest for one in evaluations):
         raise UserError(
             f"The weights in {path} changed since the evaluation was stored in it: evaluate again with "
-            f"`{evaluate_command(checkpoint, path, [fold])}`."
+            f"`{evaluate_command(checkpoint, path, [fold])}`. `unimrseg predict --no_report` segments without looking "
+            "at it."
         )
     return FoldEvaluations(fold, digest, tuple(evaluations))
 

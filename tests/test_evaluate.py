@@ -187,7 +187,7 @@ def test_a_case_that_fails_does_not_stop_the_others(model, root, capsys):
         main(arguments)
     assert error.value.code == 1
     told = capsys.readouterr()
-    assert "4 predictions could not be scored" in told.err and "a_0002.nii.gz" in told.err
+    assert "could not be predicted and scored (4)" in told.err and "a_0002.nii.gz" in told.err
     folder = model / "evaluation_folds_0"
     assert set(pd.read_csv(folder / "subsets.csv")["case"]) == {"b"}
     assert {entry["case"] for entry in json.loads((folder / "summary.json").read_text())["failures"]} == {"a"}
@@ -314,3 +314,29 @@ def test_a_label_called_mean_is_refused(root):
     names = {**tiny.dataset_json(), "labels": {"background": 0, "mean": 1}}
     model = trained.write_model(root / "results", dataset_json=names)
     assert "A label is called 'mean'" in error_of(model, [0])
+
+
+def test_references_with_other_values_than_the_labels_are_refused(model, root):
+    labels = root / "raw" / trained.DATASET / "labelsTr"
+    tiny.write(labels / "a.nii.gz", np.full(tiny.SHAPE, 7, np.uint8))
+    (labels / "b.nii.gz").write_bytes((labels / "b.nii.gz").read_bytes()[:200])
+    message = error_of(model, [0])
+    assert "2 problem(s)" in message and "holds 7; the dataset's labels are 0, 1, 2" in message
+    assert "b.nii.gz cannot be used: it is truncated" in message
+
+
+def test_a_reference_that_lies_elsewhere_is_told(model, root, capsys):
+    label = root / "raw" / trained.DATASET / "labelsTr" / "a.nii.gz"
+    tiny.write(label, array(label), origin=(50, 0, 0))
+    evaluate(model, [0], subsets=["complete"], **QUICK)
+    told = capsys.readouterr().out
+    assert "WARNING: case 'a'" in told and "differ in origin" in told and "'b'" not in told
+
+
+def test_no_report_of_earlier_scores_is_left(model):
+    folder = model / "evaluation_folds_0"
+    evaluate(model, [0], subsets=["single"], **{**QUICK, "report": True})
+    assert (folder / "report.html").is_file() and (folder / "plots").is_dir()
+    evaluate(model, [0], subsets=["complete"], **QUICK)
+    assert not (folder / "report.html").exists() and not (folder / "plots").exists()
+    assert (folder / "subsets.csv").is_file()

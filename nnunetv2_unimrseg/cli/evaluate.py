@@ -16,6 +16,7 @@ from nnunetv2_unimrseg.cli.model_arguments import (
     device_of,
     model_folder,
 )
+from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.folders import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -39,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--empty",
-        default="brats",
-        metavar="CONVENTION",
+        default=BRATS,
+        choices=EMPTY_CONVENTIONS,
         help="what a label counts that reference or prediction lacks: brats, skip or nan (default: brats)",
     )
     add_prediction_arguments(parser, "threads")
@@ -96,5 +97,5 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{table.caption}\n\n{as_text(table)}\n\nWritten to {written}")
     if failures:
         lines = "\n".join(f"  - {entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures)
-        print(f"unimrseg evaluate: {len(failures)} predictions could not be scored:\n{lines}", file=sys.stderr)
+        print(f"unimrseg evaluate: could not be predicted and scored ({len(failures)}):\n{lines}", file=sys.stderr)
         raise SystemExit(FAILED_CASES_EXIT_CODE)

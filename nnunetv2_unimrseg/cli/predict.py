@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="use only these modalities (names or channel numbers), as if the other files were absent",
     )
+    add("--no_report", action="store_true", help="no report.html and report.json, and no look at stored evaluations")
     add("--verbose", action="store_true", help="say more")
     add("--save_probabilities", action="store_true", help="also write the class probabilities (.npz)")
     add("--continue_prediction", "--c", action="store_true", help="leave out cases that are already segmented")
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         allow_tqdm=not args.disable_progress_bar,
     )
     predictor.initialize_from_trained_model_folder(folder, folds, args.chk)
-    report_when_predicting(predictor)
+    if not args.no_report:
+        report_when_predicting(predictor)
     predictor.predict_from_files(
         args.i,
         args.o,
@@ -80,3 +82,5 @@ def run(args: argparse.Namespace) -> None:
         part_id=args.part_id,
         modalities=args.modalities,
     )
+    if not args.no_report:
+        print(f"What to expect of each case: {os.path.join(args.o, 'report.html')}")

@@ -10,16 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import SimpleITK
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tqdm import tqdm
 
 from nnunetv2_unimrseg.cases import find_cases
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_json
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nifti import nifti_problem
 from nnunetv2_unimrseg.reading import assign_channels, case_name
 
 MOST_NAMED_PROBLEMS = 20
@@ -127,6 +130,37 @@ def cases_of_folders(
     return _checked(found, problems)
 
 
+def check_label_values(
+    cases: Sequence[EvaluationCase], plans: Mapping[str, Any], dataset_json: dict, *, show_progress: bool = True
+) -> None:
+    """Read the references and check that they hold no other values than the dataset's labels.
+
+    Raises:
+        UserError: one error that lists every case with another value, and every reference that cannot be read.
+    """
+    plans_manager = PlansManager(dict(plans))
+    known = {*plans_manager.get_label_manager(dataset_json).all_labels, 0}
+    ignored = plans_manager.get_label_manager(dataset_json).ignore_label
+    known |= set() if ignored is None else {ignored}
+    reader, problems = plans_manager.image_reader_writer_class(), []
+    for case in tqdm(cases, desc="Checking labels", disable=not show_progress or not cases):
+        damage = nifti_problem(case.label) if case.label.endswith((".nii", ".nii.gz")) else None
+        if damage:  # SimpleITK reads truncated NIfTI files
+            problems.append(f"case '{case.name}': the label {case.label} cannot be used: {damage}.")
+            continue
+        try:
+            unknown = sorted(set(np.unique(reader.read_seg(case.label)[0]).tolist()) - known)
+        except Exception as error:  # readers raise whatever their library raises
+            problems.append(f"case '{case.name}': the label {case.label} cannot be read: {error}")
+            continue
+        if unknown:
+            problems.append(
+                f"case '{case.name}': the label {case.label} holds {', '.join(f'{value:g}' for value in unknown[:5])}; "
+                f"the dataset's labels are {', '.join(map(str, sorted(known)))}."
+            )
+    _raise_for(problems)
+
+
 def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[EvaluationCase]:
     """Check, by their headers alone, that every case has its files and a label of the images' shape."""
     for case in cases:
@@ -134,12 +168,14 @@ def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[Evalu
         problems += [f"case '{case.name}': there is no file {file}." for file in absent]
         if not absent:
             case.fingerprint  # noqa: B018 (taken now: files may change or go while others are computed)
-            image, label = _shape_in_header(case.files[0]), _shape_in_header(case.label)
-            if image and label and image != label:
-                problems.append(
-                    f"case '{case.name}': the label {case.label} has {_voxels(label)} voxels, the image "
-                    f"{case.files[0]} {_voxels(image)}. Both must lie on one voxel grid."
-                )
+            _compare_headers(case, problems)
+    _raise_for(problems)
+    if not cases:
+        raise UserError("There is no case to evaluate. Choose other folds (-f), or cases with -i IMAGES -l LABELS.")
+    return list(cases)
+
+
+def _raise_for(problems: Sequence[str]) -> None:
     if problems:
         named = "\n".join(f"  - {problem}" for problem in problems[:MOST_NAMED_PROBLEMS])
         more = len(problems) - MOST_NAMED_PROBLEMS
@@ -147,20 +183,37 @@ def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[Evalu
             f"The cases have {len(problems)} problem(s); nothing was computed:\n{named}"
             + (f"\n  - and {more} more" if more > 0 else "")
         )
-    if not cases:
-        raise UserError("There is no case to evaluate. Choose other folds (-f), or cases with -i IMAGES -l LABELS.")
-    return list(cases)
 
 
-def _shape_in_header(file: str) -> tuple[int, ...] | None:
-    """Return the size of an image without reading its voxels; None where SimpleITK does not know the format."""
+def _compare_headers(case: EvaluationCase, problems: list[str]) -> None:
+    image, label = _header(case.files[0]), _header(case.label)
+    if image is None or label is None:
+        return
+    shapes = [header.GetSize()[:3] for header in (image, label)]
+    if shapes[0] != shapes[1]:
+        problems.append(
+            f"case '{case.name}': the label {case.label} has {_voxels(shapes[1])} voxels, the image "
+            f"{case.files[0]} {_voxels(shapes[0])}. Both must lie on one voxel grid."
+        )
+        return
+    for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+        of_image, of_label = (np.array(getattr(header, what)()) for header in (image, label))
+        if of_image.shape == of_label.shape and not np.allclose(of_image, of_label, atol=1e-3):
+            print(
+                f"WARNING: case '{case.name}': the label {case.label} and the image {case.files[0]} differ in "
+                f"{what.removeprefix('Get').lower()}; they are compared voxel by voxel, with the image's spacing."
+            )
+
+
+def _header(file: str) -> SimpleITK.ImageFileReader | None:
+    """Read the geometry of an image without its voxels; None where SimpleITK does not know the format."""
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(file)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
         return None
-    return tuple(reader.GetSize()[:3])
+    return reader
 
 
 def _voxels(shape: Sequence[int]) -> str:

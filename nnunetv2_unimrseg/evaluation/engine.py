@@ -70,7 +70,7 @@ def predict_and_score(
         folder: of the evaluation.
         options: how to predict.
     """
-    pending = {case: [name for name in subsets if _is_pending(folder, case, name)] for case in cases}
+    pending = {case: [name for name in subsets if is_pending(folder, case, name)] for case in cases}
     total = len(cases) * len(subsets)
     done = total - sum(map(len, pending.values()))
     with tqdm(total=total, initial=done, desc="Evaluating", disable=not options.show_progress) as progress:
@@ -87,7 +87,8 @@ def predict_and_score(
             _run(predictor, inputs, folder, options, progress)
 
 
-def _is_pending(folder: Path, case: EvaluationCase, subset: str) -> bool:
+def is_pending(folder: Path, case: EvaluationCase, subset: str) -> bool:
+    """Whether a case has yet to be predicted and scored with a subset."""
     record = read_record(folder, case, subset)
     return record is None or bool(record.problem)
 
@@ -206,4 +207,5 @@ def _score(predictor: UniMRSegPredictor, entry: _Input, logits: Tensor, folder: 
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    return " ".join(filter(None, lines)) or type(error).__name__

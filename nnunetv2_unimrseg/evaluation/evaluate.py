@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from nnunetv2_unimrseg.errors import UserError, nearest
-from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, validation_cases
+from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, check_label_values, validation_cases
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
-from nnunetv2_unimrseg.evaluation.engine import Options, predict_and_score
+from nnunetv2_unimrseg.evaluation.engine import Options, is_pending, predict_and_score
 from nnunetv2_unimrseg.evaluation.results import Evaluation
 from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, Model, open_model, settings_of
-from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, tidy, write_evaluation
+from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, remove_report, tidy, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, store_evaluation
@@ -103,6 +103,8 @@ def evaluate(
     if images is None and "all" in folds:
         print(f"WARNING: these are the {TRAINED_WITH}.")
     folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
+    started = [case for case in cases[part_id::num_parts] if any(is_pending(folder, case, name) for name in chosen)]
+    check_label_values(started, model.plans, model.dataset_json, show_progress=show_progress)
     open_folder(folder, {"model": model.to_json(), "prediction": prediction, "kind": kind}, overwrite=overwrite)
 
     predict_and_score(model.folder, cases[part_id::num_parts], chosen, folder, options)
@@ -122,6 +124,7 @@ def evaluate(
             model, prediction={**prediction, "device": options.device.type}, kind=kind, empty=empty, cases=cases,
             subsets=chosen, failures=failures,
         )  # fmt: skip
+        remove_report(folder)
         evaluation = write_evaluation(Evaluation(settings, scores), folder)
         if report:
             from nnunetv2_unimrseg.reports.evaluation import write_report
@@ -185,8 +188,9 @@ def _store(evaluation: Evaluation, model: Model) -> None:
     """Store the result in the checkpoints; where that cannot be, the evaluation stands all the same."""
     for fold, checkpoint in zip(model.folds, model.checkpoints, strict=True):
         try:
-            message = store_evaluation(checkpoint, evaluation, fold)
+            message = (
+                store_evaluation(checkpoint, evaluation, fold) or f"Stored in {checkpoint}, for prediction reports."
+            )
         except UserError as error:
             message = f"WARNING: the evaluation was not stored in {checkpoint}: {error}"
-        if message:
-            print(message)
+        print(message)

@@ -73,9 +73,18 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = 
 
 def _empty(folder: Path) -> None:
     """Remove what an evaluation writes, the record of how it was made last."""
-    for name in ("scores", "predictions", "plots", "montages"):
+    remove_report(folder)
+    for name in ("scores", "predictions"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (SCORES_NAME, SUMMARY_NAME, "table.md", "table.tex", "report.html", STARTED_NAME):
+    for name in (SCORES_NAME, SUMMARY_NAME, STARTED_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def remove_report(folder: Path) -> None:
+    """Remove tables, plots, pictures and page, which tell of scores that are there no more."""
+    for name in ("plots", "montages"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("table.md", "table.tex", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -62,7 +62,7 @@ class Output:
 
     Attributes:
         rows: of the table that `reconstruct` returns.
-        slices: (Y, X) of each missing channel, in normalised units.
+        slices: (Y, X) of each missing channel; as written, or in normalised units where the truth is known.
     """
 
     case: Case
@@ -161,15 +161,16 @@ class Workshop:
         missing = [channel for channel, present in enumerate(entry.subset) if not present]
         images = self._to_original(reconstruction[missing].float().cpu().numpy(), entry.properties, missing)
         figures = self._score(images, opened, missing)
-        rows = []
+        rows, slices = [], {}
         for channel, image, of_channel in zip(missing, images, figures, strict=True):
             row = {"case": case.name, "available": self.model.modalities.describe(entry.subset)}
             row |= {"modality": names[channel], "file": None, **of_channel}
             if channel in case.targets:
-                self._write(case.targets[channel], channel, image, entry)
+                written = self._write(case.targets[channel], channel, image, entry)
                 row["file"] = str(case.targets[channel])
+                image = written if opened.truth is None else image
             rows.append(row)
-        slices = {channel: image[opened.shown].copy() for channel, image in zip(missing, images, strict=True)}
+            slices[channel] = image[opened.shown].copy()
         return Output(case, entry.subset, opened, rows, slices)
 
     def _score(self, images: np.ndarray, opened: Opened, missing: Sequence[int]) -> list[dict[str, float]]:
@@ -180,7 +181,8 @@ class Workshop:
         ours, truth = (torch.from_numpy(np.ascontiguousarray(array)) for array in pair)
         return reconstruction_scores(ours, truth, self.model.ssim_window)
 
-    def _write(self, path: Path, channel: int, image: np.ndarray, entry: Input) -> None:
+    def _write(self, path: Path, channel: int, image: np.ndarray, entry: Input) -> np.ndarray:
+        """Write one modality, and return it in the units in which it was written."""
         opened = entry.opened
         if self._intensities:
             mask = create_nonzero_mask(opened.image[list(entry.subset)])
@@ -189,6 +191,7 @@ class Workshop:
         inputs = self.model.modalities.describe(entry.subset)
         description = description_of(inputs, intensities=self._intensities)
         write_image(path, image, self._reader, opened.properties, description, self._first_available(entry))
+        return image
 
     def _first_available(self, entry: Input) -> Path:
         files = entry.case.files

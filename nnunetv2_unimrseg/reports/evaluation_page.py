@@ -128,7 +128,8 @@ def _sentence(
         parts.append(f"{percent(complete['dice'])} % with every modality")
     if incomplete:
         parts.append(f"{percent(incomplete['dice'])} % on average over {incomplete['num_subsets']} incomplete subsets")
-    parts.append(f"{percent(worst['dice'])} % with the worst subset ({worst['words']})")
+    if incomplete:
+        parts.append(f"{percent(worst['dice'])} % with the worst subset ({worst['words']})")
     cases = f"{num_cases} case{'' if num_cases == 1 else 's'} ({settings['source']})"
     return f"On {cases}, {settings['name']} reaches a mean Dice of {', '.join(parts)}."
 
