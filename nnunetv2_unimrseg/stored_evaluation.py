@@ -231,13 +231,16 @@ def read_stored_evaluations(checkpoint: Mapping[str, Any], path: Path) -> FoldEv
     if KEY in checkpoint and not evaluations:
         note = f"{path} holds an evaluation that another version of nnunetv2-unimrseg wrote; this one cannot read it"
         return FoldEvaluations(fold, digest, note=note)
-    if any(one.weights_sha256.get(fold) != digest for one in evaluations):
+    if any(digest not in one.weights_sha256.values() for one in evaluations):
         raise UserError(
             f"The weights in {path} changed since the evaluation was stored in it: evaluate again with "
             f"`{evaluate_command(checkpoint, path, [fold])}`. `unimrseg predict --no_report` segments without looking "
             "at it."
         )
-    return FoldEvaluations(fold, digest, tuple(evaluations))
+    own = tuple(one for one in evaluations if one.weights_sha256.get(fold) == digest)
+    copied = bool(evaluations) and not own
+    note = f"{path} was copied from another fold, whose evaluation it holds" if copied else ""
+    return FoldEvaluations(fold, digest, own, note)
 
 
 def evaluate_command(checkpoint: Mapping[str, Any], path: Path, folds: Sequence[str]) -> str:

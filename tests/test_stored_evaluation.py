@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -234,3 +235,12 @@ def test_another_format_is_none_with_a_note(checkpoint):
 
 
 # --- pooling ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_copied_to_another_fold_is_no_changed_one(checkpoint, tmp_path):
+    store_evaluation(checkpoint, evaluated(checkpoint), "0")
+    copy = tmp_path / "fold_1" / checkpoint.name
+    copy.parent.mkdir()
+    shutil.copy(checkpoint, copy)
+    found = stored(copy)
+    assert found.evaluations == () and "copied from another fold" in found.note
