@@ -112,8 +112,8 @@ def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: 
     """Store an evaluation in the checkpoint of a fold.
 
     Of a validation evaluation, the fold's own cases are stored; of an external one, all. It takes the place of one of
-    the same kind and folds, unless that has all its cases and subsets and more. All else in the file stays as it is,
-    and whatever fails, the file does.
+    the same kind and folds, unless that has all its cases and subsets and more, and does not contradict it. All else
+    in the file stays as it is, and whatever fails, the file does.
 
     Returns:
         None when it was stored; otherwise a sentence that says why not.
@@ -134,7 +134,7 @@ def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: 
         )
     current = [one for one in _readable(checkpoint) if one.weights_sha256.get(fold) == new.weights_sha256[fold]]
     same = next((one for one in current if one.kind == new.kind and set(one.folds) == set(new.folds)), None)
-    if same is not None and same.pairs > new.pairs and _agree(same, new):
+    if same is not None and same.pairs > new.pairs and not _contradict(same, new):
         return (
             f"{path} keeps the {new.kind} evaluation that it holds: that has all {len(new.pairs)} pairs of case and "
             f"subset of this one, and {len(same.pairs) - len(new.pairs)} more."
@@ -145,12 +145,14 @@ def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: 
     return None
 
 
-def _agree(stored: StoredEvaluation, new: StoredEvaluation) -> bool:
-    """Whether both were made alike and say the same of the cases and subsets that they share."""
-    if stored.labels != new.labels or stored.conventions != new.conventions or stored.conditions != new.conditions:
+def _contradict(stored: StoredEvaluation, new: StoredEvaluation) -> bool:
+    """Whether both were made alike and yet say otherwise of a case and subset: its reference was corrected since."""
+    if stored.labels != new.labels:
+        return True
+    if stored.conventions != new.conventions or stored.conditions != new.conditions:
         return False
     both = stored.scores.merge(new.scores, on=["case", "subset", "label"])
-    return all(
+    return not all(
         np.allclose(both[f"{figure}_x"].astype(float), both[f"{figure}_y"].astype(float), equal_nan=True)
         for figure in _FIGURES
     )

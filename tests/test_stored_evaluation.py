@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -126,6 +127,18 @@ def test_more_is_not_replaced_by_less_of_the_same(checkpoint):
     assert store_evaluation(checkpoint, evaluated(checkpoint, num_cases=4, seed=9), "0") is None
     (found,) = stored(checkpoint).evaluations
     assert found.scores["dice"].tolist() != large.scores["dice"].tolist()
+
+
+def test_more_made_otherwise_is_kept_and_more_that_contradicts_is_replaced(checkpoint):
+    large = evaluated(checkpoint, num_cases=4)
+    fewer = only(large, large.scores["subset"] == "T1")
+    store_evaluation(checkpoint, large, "0")
+    quick = dataclasses.replace(fewer, settings={**fewer.settings, "prediction": {"mirroring": False}})
+    quick.scores["dice"] *= 0.9
+    assert "keeps" in store_evaluation(checkpoint, quick, "0")
+    corrected = dataclasses.replace(fewer, scores=fewer.scores.assign(dice=fewer.scores["dice"] * 0.5))
+    assert store_evaluation(checkpoint, corrected, "0") is None
+    assert set(stored(checkpoint).evaluations[0].scores["subset"]) == {"T1"}
 
 
 def test_an_evaluation_of_other_weights_is_not_stored(checkpoint):
