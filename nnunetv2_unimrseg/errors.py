@@ -14,6 +14,12 @@ class UserError(RuntimeError):
     """
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return an error's message in one line, list dashes left out; its type where it has none."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    return " ".join(filter(None, lines)) or type(error).__name__
+
+
 def nearest(word: object, candidates: Iterable[object]) -> str:
     """Return " Did you mean 'X'?" for the candidate most like `word`, or "" when none is close."""
     by_folded = {str(candidate).casefold(): str(candidate) for candidate in candidates}

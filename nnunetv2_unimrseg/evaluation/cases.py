@@ -139,9 +139,8 @@ def check_label_values(
         UserError: one error that lists every case with another value, and every reference that cannot be read.
     """
     plans_manager = PlansManager(dict(plans))
-    known = {*plans_manager.get_label_manager(dataset_json).all_labels, 0}
-    ignored = plans_manager.get_label_manager(dataset_json).ignore_label
-    known |= set() if ignored is None else {ignored}
+    label_manager = plans_manager.get_label_manager(dataset_json)
+    known = {*label_manager.all_labels, 0, label_manager.ignore_label} - {None}
     reader, problems = plans_manager.image_reader_writer_class(), []
     for case in tqdm(cases, desc="Checking labels", disable=not show_progress or not cases):
         damage = nifti_problem(case.label) if case.label.endswith((".nii", ".nii.gz")) else None

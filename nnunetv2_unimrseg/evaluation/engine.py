@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.background import in_background
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.metrics import score_segmentation
 from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
@@ -57,30 +57,33 @@ class _Input:
 
 
 def predict_and_score(
-    model_folder: Path, cases: Sequence[EvaluationCase], subsets: Mapping[str, Subset], folder: Path, options: Options
+    model_folder: Path,
+    pending: Mapping[EvaluationCase, Sequence[str]],
+    subsets: Mapping[str, Subset],
+    folder: Path,
+    options: Options,
 ) -> None:
-    """Write a segmentation and a record of raw scores for every case and subset that has none yet in `folder`.
+    """Write a segmentation and a record of raw scores for every case and subset that is pending.
 
     What goes wrong with a case is written into its record and does not stop the others.
 
     Args:
         model_folder: holds `fold_X`.
-        cases: each names the fold, or folds, whose model predicts it.
+        pending: names of the subsets to do, by case; a case that is done has none.
         subsets: by name.
         folder: of the evaluation.
         options: how to predict.
     """
-    pending = {case: [name for name in subsets if is_pending(folder, case, name)] for case in cases}
-    total = len(cases) * len(subsets)
+    total = len(pending) * len(subsets)
     done = total - sum(map(len, pending.values()))
     with tqdm(total=total, initial=done, desc="Evaluating", disable=not options.show_progress) as progress:
-        for folds in dict.fromkeys(case.fold for case in cases if pending[case]):
+        for folds in dict.fromkeys(case.fold for case, names in pending.items() if names):
             predictor = load_predictor(model_folder, folds.split("+"), options)
             inputs = in_background(
                 [
-                    partial(_prepare, predictor, case, {name: subsets[name] for name in pending[case]})
-                    for case in cases
-                    if case.fold == folds and pending[case]
+                    partial(_prepare, predictor, case, {name: subsets[name] for name in names})
+                    for case, names in pending.items()
+                    if case.fold == folds and names
                 ],
                 options.num_threads_preprocessing,
             )
@@ -136,7 +139,7 @@ def _prepare(predictor: UniMRSegPredictor, case: EvaluationCase, subsets: Mappin
             yield _Input(name, case, data, of_subset, reference)
     except Exception as error:
         for name in left:
-            yield _Input(name, case, record=Record({}, problem=_reason(error)))
+            yield _Input(name, case, record=Record({}, problem=in_one_line(error)))
 
 
 def _read(predictor: UniMRSegPredictor, case: EvaluationCase) -> tuple[np.ndarray, dict, np.ndarray]:
@@ -174,7 +177,7 @@ def _predict(predictor: UniMRSegPredictor, entry: _Input) -> Tensor | Record:
     try:
         return predictor.predict_logits_from_preprocessed_data(entry.data)
     except Exception as error:
-        return Record({}, problem=_reason(error))
+        return Record({}, problem=in_one_line(error))
 
 
 def _finish(predictor: UniMRSegPredictor, entry: _Input, result: Tensor | Record, folder: Path, progress: tqdm) -> None:
@@ -182,7 +185,7 @@ def _finish(predictor: UniMRSegPredictor, entry: _Input, result: Tensor | Record
         try:
             result = _score(predictor, entry, result, folder)
         except Exception as error:
-            result = Record({}, problem=_reason(error))
+            result = Record({}, problem=in_one_line(error))
     write_record(folder, entry.case, entry.subset, result)
     progress.update()
 
@@ -204,8 +207,3 @@ def _score(predictor: UniMRSegPredictor, entry: _Input, logits: Tensor, folder: 
             predictor.label_manager.ignore_label,
         )
     )
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    return " ".join(filter(None, lines)) or type(error).__name__

@@ -103,11 +103,16 @@ def evaluate(
     if images is None and "all" in folds:
         print(f"WARNING: these are the {TRAINED_WITH}.")
     folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
-    started = [case for case in cases[part_id::num_parts] if any(is_pending(folder, case, name) for name in chosen)]
-    check_label_values(started, model.plans, model.dataset_json, show_progress=show_progress)
+    pending = {
+        case: [name for name in chosen if overwrite or is_pending(folder, case, name)]
+        for case in cases[part_id::num_parts]
+    }
+    check_label_values(
+        [case for case, names in pending.items() if names], model.plans, model.dataset_json, show_progress=show_progress
+    )
     open_folder(folder, {"model": model.to_json(), "prediction": prediction, "kind": kind}, overwrite=overwrite)
 
-    predict_and_score(model.folder, cases[part_id::num_parts], chosen, folder, options)
+    predict_and_score(model.folder, pending, chosen, folder, options)
 
     records = {(case, name): read_record(folder, case, name) for case in cases for name in chosen}
     done = {key: record for key, record in records.items() if record is not None}

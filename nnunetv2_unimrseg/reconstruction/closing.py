@@ -11,12 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.cases import report_of, write_report
+from nnunetv2_unimrseg.errors import in_one_line
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.reconstruction.montage import Column, write_montage
 from nnunetv2_unimrseg.reconstruction.planning import Case
 from nnunetv2_unimrseg.reconstruction.results import add_scores
 from nnunetv2_unimrseg.reconstruction.scores import FIGURES
-from nnunetv2_unimrseg.reconstruction.work import Output, reason
+from nnunetv2_unimrseg.reconstruction.work import Output
 
 
 def close_case(
@@ -49,7 +50,9 @@ def close_case(
             write_report(folder, {case.name: report_of(case.available, modalities)})
             _write_picture(case, outputs, modalities)
     except Exception as error:
-        failures.append({"case": case.name, "subset": modalities.describe(case.available), "reason": reason(error)})
+        failures.append(
+            {"case": case.name, "subset": modalities.describe(case.available), "reason": in_one_line(error)}
+        )
     tqdm.write(_line(case, rows, scored, failures))
     return rows, failures
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
@@ -66,6 +66,7 @@ class Reconstructor(nnUNetPredictor):
                 "Reconstruct with a stage-1 model of another configuration, such as 3d_fullres."
             )
         channels = len(modalities_of(configuration, dataset_json))
+        read_absent_files(configuration)
         network = build_network(configuration, channels, channels, False, adapters=False)
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         network.load_state_dict(weights[0])
@@ -78,29 +79,6 @@ class Reconstructor(nnUNetPredictor):
             str(checkpoints[0]["trainer_name"]),
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
-
-    def manual_initialization(
-        self,
-        network: nn.Module,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        parameters: list[dict] | None,
-        dataset_json: dict,
-        trainer_name: str,
-        inference_allowed_mirroring_axes: tuple[int, ...] | None,
-    ) -> None:
-        """Use a network that is in memory; it returns one channel for each image channel."""
-        super().manual_initialization(
-            network,
-            plans_manager,
-            configuration_manager,
-            parameters,
-            dataset_json,
-            trainer_name,
-            inference_allowed_mirroring_axes,
-        )
-        modalities_of(configuration_manager, dataset_json)
-        read_absent_files(configuration_manager)
 
     @torch.inference_mode()
     def _internal_predict_sliding_window_return_logits(

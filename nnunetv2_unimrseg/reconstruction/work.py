@@ -12,6 +12,7 @@ import torch
 from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from torch import Tensor
 
+from nnunetv2_unimrseg.errors import in_one_line
 from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
 from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor
@@ -110,7 +111,7 @@ class Workshop:
                 yield Input(case, left.pop(name), opened, data, properties)
         except Exception as error:
             for subset in left.values():
-                yield Input(case, subset, problem=reason(error))
+                yield Input(case, subset, problem=in_one_line(error))
 
     def _open(self, case: Case) -> Opened:
         image, properties = self._read(case, case.files)
@@ -145,7 +146,7 @@ class Workshop:
         try:
             return self.model.predict_logits_from_preprocessed_data(entry.data)
         except Exception as error:
-            return reason(error)
+            return in_one_line(error)
 
     def finish(self, entry: Input, reconstruction: Tensor | str) -> Output:
         """Bring a reconstruction back to the original grid, score it and write what the case lacks."""
@@ -154,7 +155,7 @@ class Workshop:
         try:
             return self._finished(entry, reconstruction)
         except Exception as error:
-            return Output(entry.case, entry.subset, problem=reason(error))
+            return Output(entry.case, entry.subset, problem=in_one_line(error))
 
     def _finished(self, entry: Input, reconstruction: Tensor) -> Output:
         case, opened, names = entry.case, entry.opened, self.model.modalities.names
@@ -198,8 +199,3 @@ class Workshop:
         channels = assign_channels(files, self.model.modalities, self._ending, []) or range(len(files))
         available = [pair for pair in zip(channels, files, strict=True) if entry.subset[pair[0]]]
         return Path(min(available, default=(0, files[0]))[1])  # none where one file holds several channels
-
-
-def reason(error: BaseException) -> str:
-    """Return an error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
