@@ -73,11 +73,12 @@ def test_predictions_tell_what_to_expect(workspace, evaluations, tmp_path):
     command = ("-i", images, "-d", workspace.dataset, "-c", workspace.configuration, "-p", workspace.plans, "-f", 0,
                "-device", "cpu", "--disable_tta", "-npp", 0, "-nps", 0)  # fmt: skip
     workspace.run("unimrseg", "predict", "-o", tmp_path / "out", *command)
-    text = (tmp_path / "out" / "report.json").read_text()
-    assert name in text and "T1" in text
+    case = json.loads((tmp_path / "out" / "report.json").read_text())["cases"][name]
+    assert case["missing"] == ["T1"]
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
     expected = pd.read_csv(evaluations[STAGE3] / "subsets.csv").query("subset == 'FLAIR+T1ce+T2' and label == 'edema'")
-    assert f"{expected['dice'].mean():.6f}"[:6] in text
+    (told,) = (figures["dice"] for figures in case["expected_dice"] if figures["label"] == "edema")
+    assert told == pytest.approx(expected["dice"].mean(), abs=1e-9)
 
 
 def test_two_evaluations_compared(workspace, evaluations, tmp_path):
