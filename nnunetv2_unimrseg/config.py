@@ -43,6 +43,9 @@ class TrainingConfig:
     num_iterations_per_epoch: int = option(250, "Training steps an epoch; nnU-Net's default.", low=1)
     num_val_iterations_per_epoch: int = option(50, "Validation batches an epoch; nnU-Net's default.", low=1)
     initial_lr: float = option(1e-2, "Learning rate at epoch 0 (SGD, polynomial decay); nnU-Net's default.", low=0.0)
+    final_lr: float = option(
+        0.0, "Learning rate that the polynomial decay would reach after the last epoch; nnU-Net's is 0.", low=0.0
+    )
     weight_decay: float = option(3e-5, "L2 penalty of SGD; nnU-Net's default.", low=0.0)
     oversample_foreground_percent: float = option(
         0.33, "Share of a batch's patches that surely hold foreground; nnU-Net's default.", low=0.0, high=1.0
@@ -72,6 +75,24 @@ class SubsetSamplingConfig:
         "Probability that a modality is dropped, for 'per_modality'; 0.5 makes it the same as 'uniform'.",
         low=0.0,
         high=0.95,
+    )
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """How several views of a sample fit into one training step."""
+
+    views_share_batch: bool = option(
+        True,
+        "Whether the views of a step together make up the planned batch (its size divided by their number, at least "
+        "one sample), so that a step costs what stock nnU-Net's does. False: every view has the planned batch size.",
+        choices=(False, True),
+    )
+    checkpoint_views: bool = option(
+        False,
+        "Keep only one view's activations in memory and compute them again in the backward pass (about a third "
+        "more time, half the memory).",
+        choices=(False, True),
     )
 
 
@@ -107,11 +128,16 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
 
 
 @dataclass(frozen=True)
-class Stage2Config(TrainingConfig, SubsetSamplingConfig):
+class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
         300, "Epochs. Two views a step: six tenths of stock nnU-Net's forward-backward passes.", low=1
+    )
+    final_lr: float = option(
+        2.35e-3,
+        "Learning rate at the end, where stage 3 goes on: the polynomial decay runs through both stages.",
+        low=0.0,
     )
     views: str = option(
         "two_subsets",
@@ -124,11 +150,11 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
         0.1, "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.", low=0.0
     )
     temperature: float = option(0.5, "Temperature of NT-Xent; the paper's.", low=0.01)
-    checkpoint_views: bool = option(
-        False,
-        "Keep only one view's activations in memory and compute them again in the backward pass (about a third "
-        "more time, half the memory).",
-        choices=(False, True),
+    negatives_memory: int = option(
+        64,
+        "Pooled features of past steps kept as negatives of NT-Xent beside the batch's own; without them a batch of "
+        "one patient has none.",
+        low=0,
     )
     start_from: str = option(
         "",
@@ -138,7 +164,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
 
 
 @dataclass(frozen=True)
-class Stage3Config(TrainingConfig):
+class Stage3Config(TrainingConfig, ViewsConfig):
     """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
 
     num_epochs: int = option(
@@ -147,10 +173,10 @@ class Stage3Config(TrainingConfig):
         low=1,
     )
     initial_lr: float = option(
-        1e-3, "Learning rate at epoch 0: a tenth of nnU-Net's, since the decoder is already trained.", low=0.0
+        2.35e-3, "Learning rate at epoch 0: where stage 2's ended.", low=0.0
     )
     subsets_per_step: int | str = option(
-        2,
+        1,
         "Incomplete views of each patch in a step, dealt from a shuffled deck; 'all' takes every incomplete subset "
         "in every step.",
         low=1,
@@ -163,8 +189,24 @@ class Stage3Config(TrainingConfig):
         "Weight of nnU-Net's segmentation loss on the incomplete views; 0 leaves labels to the complete view alone.",
         low=0.0,
     )
-    checkpoint_views: bool = option(
-        False, "Keep only one view's activations in memory, as in stage 2.", choices=(False, True)
+    adapters: bool = option(
+        True, "Whether there are adapters; without them the decoder alone learns.", choices=(False, True)
+    )
+    adapters_know_modalities: bool = option(
+        True,
+        "Whether the adapters' strength depends on which modalities are missing, or only on whether any is (the "
+        "paper's).",
+        choices=(False, True),
+    )
+    reverse_attention: bool = option(
+        True,
+        "Whether the adapters weight what they add by 1 - attention (the paper's), or by 1.",
+        choices=(False, True),
+    )
+    gradients_through_encoder: bool = option(
+        True,
+        "Whether gradients flow through the frozen encoder to the adapters below; the released code cuts them.",
+        choices=(False, True),
     )
     adapter_window: int = option(
         0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0

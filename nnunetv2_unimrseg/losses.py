@@ -109,7 +109,40 @@ def reconstruction_loss(
     return torch.where(known, per_channel, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def nt_xent(first: Tensor, second: Tensor, patients: Tensor, temperature: float = 0.5) -> Tensor:
+class NegativesMemory:
+    """The pooled features of past steps, as further negatives of `multi_stage_nt_xent`; the oldest make way.
+
+    Args:
+        size: how many features are kept of each encoder stage.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.features: list[Tensor] = []
+        self.patients = torch.empty(0, dtype=torch.long)
+
+    def add(self, first: Sequence[Tensor], second: Sequence[Tensor], patients: Tensor) -> None:
+        """Keep both views' features, one `(B, F_stage)` a stage, and the `(B,)` patients they are of."""
+        if self.size == 0:
+            return
+        if not self.features:
+            self.features = [stage.new_empty(0, stage.shape[1]) for stage in first]
+            self.patients = self.patients.to(patients)
+        self.patients = torch.cat((self.patients, patients, patients))[-self.size :]
+        self.features = [
+            torch.cat((kept, one.detach(), other.detach()))[-self.size :]
+            for kept, one, other in zip(self.features, first, second, strict=True)
+        ]
+
+
+def nt_xent(
+    first: Tensor,
+    second: Tensor,
+    patients: Tensor,
+    temperature: float = 0.5,
+    past: Tensor | None = None,
+    past_patients: Tensor | None = None,
+) -> Tensor:
     """Normalised temperature-scaled cross entropy between two views of B samples (paper section 3.2).
 
         l(a) = -log( exp(s(a, p) / t) / (exp(s(a, p) / t) + sum over n of exp(s(a, n) / t)) )
@@ -121,26 +154,46 @@ def nt_xent(first: Tensor, second: Tensor, patients: Tensor, temperature: float 
         first, second: `(B, F)` features of the two views; gradients flow into both.
         patients: `(B,)` integers, equal for samples of the same patient.
         temperature: t, above 0.
+        past: `(N, F)` features of past steps, further negatives; detached.
+        past_patients: `(N,)` integers, the patients they are of.
 
     Returns:
-        A scalar, at least 0. Source: Chen et al. 2020 (SimCLR), the positive being part of the denominator.
+        A scalar, at least 0. Source: Chen et al. 2020 (SimCLR), the positive being part of the denominator; past
+        negatives as in Wu et al. 2018 (memory bank).
     """
     count = first.shape[0]
     views = F.normalize(torch.cat((first, second)).float(), dim=1)
+    patients = patients.to(views.device)
+    anchors = candidates = patients.repeat(2)
+    others = views
+    if past is not None:
+        others = torch.cat((views, F.normalize(past.detach().float(), dim=1)))
+        candidates = torch.cat((candidates, past_patients.to(views.device)))
     with torch.autocast(views.device.type, enabled=False):
-        similarity = views @ views.T / temperature
+        similarity = views @ others.T / temperature
     positive = torch.arange(2 * count, device=views.device).roll(count)
-    patient_of_view = patients.to(views.device).repeat(2)
-    considered = patient_of_view[:, None] != patient_of_view[None, :]
+    considered = anchors[:, None] != candidates[None, :]
     considered[torch.arange(2 * count, device=views.device), positive] = True
     return F.cross_entropy(similarity.masked_fill(~considered, float("-inf")), positive)
 
 
 def multi_stage_nt_xent(
-    first: Sequence[Tensor], second: Sequence[Tensor], patients: Tensor, temperature: float = 0.5
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    patients: Tensor,
+    temperature: float = 0.5,
+    memory: NegativesMemory | None = None,
 ) -> Tensor:
-    """Return the mean over encoder stages of `nt_xent`, each stage's features `(B, F_stage)` being pooled ones."""
-    terms = [nt_xent(one, other, patients, temperature) for one, other in zip(first, second, strict=True)]
+    """Return the mean over encoder stages of `nt_xent`, each stage's features `(B, F_stage)` being pooled ones.
+
+    With a `memory` its features are negatives too; it is not changed.
+    """
+    past = memory.features if memory is not None and memory.features else [None] * len(first)
+    past_patients = memory.patients if memory is not None else None
+    terms = [
+        nt_xent(one, other, patients, temperature, kept, past_patients)
+        for one, other, kept in zip(first, second, past, strict=True)
+    ]
     return torch.stack(terms).mean()
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_unimrseg.config import Stage3Config, UniMRSegConfig
+from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.views import incomplete_views, samples_per_step
 
 CHECKPOINTED_STAGES = ("stage2", "stage3")
 """The stages that can compute their views one after another (`checkpoint_views`)."""
@@ -53,7 +54,7 @@ def view_cost(
         num_classes: number of segmentation heads.
         settings: the entry `unimrseg` of the configuration.
     """
-    window = UniMRSegConfig.from_dict(settings).stage3.adapter_window
+    stage3 = UniMRSegConfig.from_dict(settings).stage3
     with torch.device("meta"):
         unet = get_network_from_plans(
             architecture["network_class_name"],
@@ -63,7 +64,7 @@ def view_cost(
             num_classes,
             allow_init=False,
         )
-        network = MissingModalityUNet(unet, num_modalities, adapters=True, adapter_window=window)
+        network = MissingModalityUNet(unet, num_modalities, adapters=stage3.adapters, settings=stage3)
     size = tuple(int(extent) for extent in patch_size)
     parts = (network.encoder, network.decoder)
     return ViewCost(
@@ -81,31 +82,33 @@ def _values_in_features(arch_kwargs: Mapping[str, Any], patch_size: Sequence[int
     return total
 
 
-def stage_costs(cost: ViewCost, incomplete_views: int, one_by_one: Collection[str]) -> dict[str, int]:
-    """Return what a training step of each stage holds, per sample of the batch.
+def step_costs(
+    cost: ViewCost, config: UniMRSegConfig, num_modalities: int, batch_size: int, one_by_one: Collection[str]
+) -> dict[str, int]:
+    """Return what a training step of each stage holds.
 
-    Stage 1 sees one view, stage 2 two, stage 3 the complete one and `incomplete_views` through the adapters. One view
-    at a time, stage 3 still holds the complete view's features, which teach the others. They count half: nnU-Net's
+    Stage 1 sees one view of each sample, stage 2 two, stage 3 the complete one and others through the adapters. One
+    view at a time, stage 3 still holds the complete view's features, which teach the others. They count half: nnU-Net's
     measure stands for a convolution's output and what follows it in the backward pass (4.6 bytes a value under
     half precision, measured), kept features are their 2 bytes alone.
 
     Args:
         cost: of one view.
-        incomplete_views: views a step in stage 3 besides the complete one.
+        config: the configuration's settings (views, and whether they share the batch).
+        num_modalities: number of modalities.
+        batch_size: of the plans.
         one_by_one: the stages that hold one view at a time.
     """
-    return {
+    per_sample = {
         "stage1": cost.plain,
         "stage2": cost.plain if "stage2" in one_by_one else 2 * cost.plain,
         "stage3": (
             cost.adapted + cost.features // 2
             if "stage3" in one_by_one
-            else cost.plain + incomplete_views * cost.adapted
+            else cost.plain + incomplete_views(config.stage3, num_modalities) * cost.adapted
         ),
     }
-
-
-def incomplete_views(stage3: Stage3Config, num_modalities: int) -> int:
-    """Return how many incomplete views stage 3 sees of each patch in a step."""
-    every = 2**num_modalities - 2
-    return every if stage3.subsets_per_step == "all" else min(int(stage3.subsets_per_step), every)
+    return {
+        stage: value * samples_per_step(getattr(config, stage), num_modalities, batch_size)
+        for stage, value in per_sample.items()
+    }

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
@@ -26,9 +27,12 @@ from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.preprocessing import read_absent_files
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.views import samples_per_step
 
 GRADIENT_NORM_LIMIT = 12
 """nnU-Net's."""
+POLY_EXPONENT = 0.9
+"""Of the polynomial decay of the learning rate; nnU-Net's."""
 
 
 class UniMRSegTrainer(nnUNetTrainer):
@@ -47,6 +51,7 @@ class UniMRSegTrainer(nnUNetTrainer):
         self.settings = getattr(UniMRSegConfig.from_plans(plans, configuration), self.section)
         self.modalities = Modalities.from_dataset_json(dataset_json)
         _check_surroundings(device)
+        _check_learning_rates(self.section, self.settings)
         self.prepare()
         super().__init__(plans, configuration, fold, dataset_json, device)
         for field in dataclasses.fields(TrainingConfig):
@@ -95,6 +100,26 @@ class UniMRSegTrainer(nnUNetTrainer):
     def _memory_format(self) -> torch.memory_format:
         three_dimensional = len(self.configuration_manager.patch_size) == 3
         return torch.channels_last_3d if three_dimensional else torch.channels_last
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """As nnU-Net, and divide the batch by the views where they share it; the share of foreground stays."""
+        super()._set_batch_size_and_oversample()
+        samples = samples_per_step(self.settings, len(self.modalities), self.batch_size)
+        if samples < self.batch_size:
+            background = round(self.batch_size * (1 - self.oversample_foreground_percent))
+            self.oversample_foreground_percent = 1 - background / self.batch_size
+            self.probabilistic_oversampling = True
+            self.batch_size = samples
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """As nnU-Net's, for the parameters that learn, and with a decay that may end above zero."""
+        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(
+            learning, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+        )
+        share_left = (self.settings.final_lr / self.initial_lr) ** (1 / POLY_EXPONENT) if self.settings.final_lr else 0
+        epochs_to_zero = self.num_epochs / (1 - share_left)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, epochs_to_zero, POLY_EXPONENT)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         if isinstance(filename_or_checkpoint, str):
@@ -197,6 +222,14 @@ class UniMRSegTrainer(nnUNetTrainer):
         if self.settings.checkpoint_views:
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
+
+
+def _check_learning_rates(section: str, settings: TrainingConfig) -> None:
+    if settings.final_lr and settings.final_lr >= settings.initial_lr:
+        raise UserError(
+            f"{section}.final_lr = {settings.final_lr} must be lower than {section}.initial_lr = "
+            f"{settings.initial_lr}, from which the learning rate decays. Change one with `unimrseg configure`."
+        )
 
 
 def _check_surroundings(device: torch.device) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from nnunetv2_unimrseg.augmentation import draw_subsets
 from nnunetv2_unimrseg.distributed import gather_with_gradient
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.losses import multi_stage_nt_xent
+from nnunetv2_unimrseg.losses import NegativesMemory, multi_stage_nt_xent
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
 
 
@@ -30,6 +30,8 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
                 "`unimrseg configure`, or use stage2.subset_sampling = 'uniform'."
             )
 
+        self.memory = NegativesMemory(settings.negatives_memory)
+
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         views = [self.run_view(self._view, data, target, subsets) for subsets in self._draw_views(len(data))]
         (first_loss, *first), (second_loss, *second) = views
@@ -40,7 +42,8 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         if self.is_ddp:
             first, second, patients = (gather_with_gradient(part) for part in (first, second, [patients]))
             patients = patients[0]
-        contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature)
+        contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature, self.memory)
+        self.memory.add(first, second, patients)
         return loss + self.settings.contrastive_weight * contrast
 
     def _draw_views(self, num_samples: int) -> list[Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
@@ -53,13 +52,6 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         )
         network.freeze_encoder()
         return network
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(
-            learning, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
-        )
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         loss, teacher_logits, *teacher_features = self.run_view(self._teacher_view, data, target)

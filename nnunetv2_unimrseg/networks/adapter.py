@@ -112,18 +112,30 @@ class ReverseAttentionAdapter(nn.Module):
         A    = sigmoid(WindowAttention(F_h))
         F    = where(missing, F_cp + s * (1 - A) * F_h, F_cp)
 
-    CNA is convolution - normalisation - activation of the plan's types; s is one factor a channel that starts at
-    zero, so an untrained adapter is the identity.
+    CNA is convolution - normalisation - activation of the plan's types; s is a factor for each channel, the sum of
+    those of the modalities that are missing (or one for any). It starts at zero, so an untrained adapter is the
+    identity.
 
     Args:
         encoder: nnU-Net's encoder; its convolution, normalisation and activation are taken.
         in_channels, channels: channels of F_prev and of F_cp.
         stride: the stage's stride, one number an axis.
         window: edge of an attention window in voxels; 0 means 64 tokens (4 in 3D, 8 in 2D).
+        num_modalities: number of modalities whose absence has factors of its own; None for one factor whatever is
+            missing.
+        reverse_attention: whether there is attention; without it A = 0.
     """
 
     def __init__(
-        self, encoder: nn.Module, in_channels: int, channels: int, stride: Sequence[int], window: int = 0
+        self,
+        encoder: nn.Module,
+        in_channels: int,
+        channels: int,
+        stride: Sequence[int],
+        window: int = 0,
+        *,
+        num_modalities: int | None = None,
+        reverse_attention: bool = True,
     ) -> None:
         super().__init__()
         dims = convert_conv_op_to_dim(encoder.conv_op)
@@ -145,8 +157,11 @@ class ReverseAttentionAdapter(nn.Module):
         self.stride = tuple(stride)
         self.inject = block(in_channels, self.stride)
         self.fuse = block(channels, [1] * dims)
-        self.attention = WindowAttention(encoder.conv_op, channels, window or TOKENS_EDGE[dims])
-        self.scale = nn.Parameter(torch.zeros(1, channels, *[1] * dims))
+        self.attention = (
+            WindowAttention(encoder.conv_op, channels, window or TOKENS_EDGE[dims]) if reverse_attention else None
+        )
+        self.knows_modalities = num_modalities is not None
+        self.scale = nn.Parameter(torch.zeros(num_modalities or 1, channels))
 
     def forward(self, previous: Tensor, current: Tensor, missing: Tensor) -> Tensor:
         """Adapt `current` `(B, C, X, Y[, Z])` of the samples that lack a modality.
@@ -154,14 +169,20 @@ class ReverseAttentionAdapter(nn.Module):
         Args:
             previous: F_prev, the (adapted) input of the stage, `(B, C_prev, X * stride, ...)`.
             current: F_cp, the stage's output.
-            missing: `(B,)`, True where a sample lacks a modality.
+            missing: `(B, M)`, True for the modalities that a sample lacks.
         """
+        any_missing = missing.any(1, keepdim=True)
+        scale = (missing if self.knows_modalities else any_missing).to(self.scale.dtype) @ self.scale
+        spatial = [1] * (current.ndim - 2)
         hidden = self.fuse(current + self.inject(previous))
-        compensation = self.scale * (1 - torch.sigmoid(self.attention(hidden))) * hidden
-        adapted = current + compensation.to(current.dtype)
-        return torch.where(missing.view(-1, *[1] * (current.ndim - 1)), adapted, current)
+        compensation = scale.view(*scale.shape, *spatial) * hidden
+        if self.attention is not None:
+            compensation = (1 - torch.sigmoid(self.attention(hidden))) * compensation
+        return torch.where(any_missing.view(-1, 1, *spatial), current + compensation.to(current.dtype), current)
 
     def compute_conv_feature_map_size(self, output_size: Sequence[int]) -> int:
         """Return nnU-Net's memory measure: values in all convolution outputs for a stage output of `output_size`."""
-        channels = self.scale.shape[1]
-        return math.prod(output_size) * (2 * channels + 2 * self.attention.inner + self.attention.heads)
+        channels = 2 * self.scale.shape[1]
+        if self.attention is not None:
+            channels += 2 * self.attention.inner + self.attention.heads
+        return math.prod(output_size) * channels

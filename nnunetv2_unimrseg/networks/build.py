@@ -48,8 +48,8 @@ def build_network(
     network = MissingModalityUNet(
         unet,
         len(configuration_manager.normalization_schemes),
-        adapters=adapters,
-        adapter_window=config.stage3.adapter_window,
+        adapters=adapters and config.stage3.adapters,
+        settings=config.stage3,
     )
     if network.adapters is not None:
         network.adapters.apply(unet.initialize)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_unimrseg.config import Stage3Config
 from nnunetv2_unimrseg.networks.adapter import ReverseAttentionAdapter
 
 
@@ -52,24 +53,35 @@ class MissingModalityUNet(nn.Module):
         unet: what the plans build: has `encoder` (with `stages`) and `decoder`.
         num_modalities: number of image channels of the input.
         adapters: whether there is a reverse attention adapter after every encoder stage.
-        adapter_window: edge of their attention windows in voxels; 0 means 4 in 3D and 8 in 2D.
+        settings: the adapters' form (window, attention, knowledge of the modalities, gradients); None is the default.
     """
 
-    def __init__(self, unet: nn.Module, num_modalities: int, *, adapters: bool, adapter_window: int = 0) -> None:
+    def __init__(
+        self, unet: nn.Module, num_modalities: int, *, adapters: bool, settings: Stage3Config | None = None
+    ) -> None:
         super().__init__()
         self.num_modalities = num_modalities
         self.encoder = unet.encoder
         self.decoder = unet.decoder
         self.encoder_is_frozen = False
-        self.adapters = self._build_adapters(adapter_window) if adapters else None
+        settings = settings or Stage3Config()
+        self.gradients_through_encoder = settings.gradients_through_encoder
+        self.adapters = self._build_adapters(settings) if adapters else None
 
-    def _build_adapters(self, window: int) -> nn.ModuleList:
+    def _build_adapters(self, settings: Stage3Config) -> nn.ModuleList:
         encoder = self.encoder
         stem = getattr(encoder, "stem", None)
         first_conv = next(module for module in encoder.modules() if isinstance(module, encoder.conv_op))
         entering = [first_conv.in_channels if stem is None else stem.output_channels, *encoder.output_channels[:-1]]
         return nn.ModuleList(
-            ReverseAttentionAdapter(encoder, *channels, stride, window)
+            ReverseAttentionAdapter(
+                encoder,
+                *channels,
+                stride,
+                settings.adapter_window,
+                num_modalities=self.num_modalities if settings.adapters_know_modalities else None,
+                reverse_attention=settings.reverse_attention,
+            )
             for *channels, stride in zip(entering, encoder.output_channels, encoder.strides, strict=True)
         )
 
@@ -107,7 +119,7 @@ class MissingModalityUNet(nn.Module):
             `return_features` a pair of that and the list of features.
         """
         x, available = zero_missing(x, self.num_modalities, available)
-        features = self._encode(x, ~available.all(1), skip_adapters)
+        features = self._encode(x, ~available, skip_adapters)
         logits = self.decoder(features)
         return (logits, features) if return_features else logits
 
@@ -118,9 +130,10 @@ class MissingModalityUNet(nn.Module):
         stem = getattr(self.encoder, "stem", None)
         if stem is not None:
             x = stem(x)
+        flows = self.gradients_through_encoder or not self.encoder_is_frozen
         features = []
         for index, stage in enumerate(self.encoder.stages):
-            current = stage(x)
+            current = stage(x if flows else x.detach())
             x = self.adapters[index](x, current, missing) if use_adapters else current
             features.append(x)
         return features

@@ -1,0 +1,256 @@
+"""Train and evaluate variants of the method, the control and stock nnU-Net at equal compute.
+
+    python scripts/benchmark_accuracy.py -d 501 -p nnUNetUniMRSegPlans -f 0 1 2 3 4 --seeds 0 1 2 --passes 8000 \\
+        --variants stock control three_stages -o BENCHMARK -device cpu --jobs 2
+
+The dataset must be planned and preprocessed, and its raw images must be there: what a variant is tested with is left
+out before preprocessing. The budget is counted in forward-backward passes of the planned network over a patch, so
+several views of a patch are paid for. Variants are those of `benchmark_variants.py` (`--list`); trainings that several
+of them share are done once. Each run gets one file in BENCHMARK/results; a second call goes on where an interrupted one
+stopped. `benchmark_report.py` turns the files into tables and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmark_training import DONE, Task, train
+from benchmark_variants import MAIN, VARIANTS
+
+METRICS = ("dice", "hd95_mm")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", metavar="DATASET", help="number or name of a preprocessed dataset")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
+    parser.add_argument("-p", default="nnUNetUniMRSegPlans", metavar="PLANS")
+    parser.add_argument("-f", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="FOLD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--passes", type=int, help="budget of a run, in passes of a patch (a step of batch 2 is 2)")
+    parser.add_argument("--epochs", type=int, default=50, help="epochs that the budget is divided into (default: 50)")
+    parser.add_argument("--initial_lr", type=float, help="of every variant instead of its stages' own; see --list")
+    parser.add_argument("--variants", nargs="+", default=list(MAIN), metavar="VARIANT", help="names, or 'all'")
+    parser.add_argument("-o", type=Path, metavar="BENCHMARK", help="folder for trainings and results")
+    parser.add_argument("-device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
+    parser.add_argument("--list", action="store_true", help="list the variants and do nothing")
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant on one fold with one seed; `chain` are its trainings in order."""
+
+    variant: str
+    budget: int
+    chain: tuple[Task, ...]
+
+    def result(self, output: Path) -> Path:
+        """Return the run's one result file."""
+        last = self.chain[-1]
+        name = f"{last.dataset}__{self.variant}__passes{self.budget}__fold{last.fold}__seed{last.seed}"
+        return output / "results" / f"{name}.json"
+
+
+def chain_of(variant: str, args: argparse.Namespace, dataset: str, fold: int, seed: int) -> tuple[Task, ...]:
+    """Return the trainings of a variant; each knows the one before it."""
+    chosen = VARIANTS[variant]
+    settings: dict[str, Mapping[str, Any]] = {}
+    previous = None
+    chain = []
+    for section, share in chosen.shares.items():
+        own = dict(chosen.settings.get(section, {}))
+        if args.initial_lr is not None:
+            own = scaled_learning_rates(section, own, args.initial_lr)
+        settings = {**settings, section: own}
+        previous = Task(
+            dataset=dataset, plans=args.p, configuration=args.c, fold=fold, seed=seed,
+            passes=round(share * args.passes), epochs=max(2, round(share * args.epochs)), section=section,
+            settings=settings, previous=previous,
+        )  # fmt: skip
+        chain.append(previous)
+    return tuple(chain)
+
+
+def scaled_learning_rates(section: str, settings: dict[str, Any], initial_lr: float) -> dict[str, Any]:
+    """Return settings whose learning rates are those of nnU-Net's 0.01 scaled to `initial_lr`."""
+    from nnunetv2_unimrseg.config import ModalityDropoutConfig, UniMRSegConfig
+
+    defaults = getattr(UniMRSegConfig(), section)
+    factor = initial_lr / ModalityDropoutConfig().initial_lr
+    rates = {name: settings.get(name, getattr(defaults, name)) for name in ("initial_lr", "final_lr")}
+    return {**settings, **{name: rate * factor for name, rate in rates.items()}}
+
+
+def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
+    """Evaluate the last model of a run on its fold's validation cases and write the run's result file."""
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    import torch
+
+    from nnunetv2_unimrseg.evaluation.evaluate import evaluate
+    from nnunetv2_unimrseg.evaluation.results import read_evaluation
+    from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
+    from nnunetv2_unimrseg.versions import versions_of
+
+    torch.set_num_threads(threads)
+    last = run.chain[-1]
+    workers = 0 if device == "cpu" else 2
+    bfloat16 = device == "cpu" and cpu_has_native_bfloat16()  # seven times faster there; nnU-Net itself has float32
+    with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
+        table = evaluate(
+            last.model_folder(output), (last.fold,), device=device, use_mirroring=False, report=False, store=False,
+            num_threads_preprocessing=workers, num_threads_scoring=workers, show_progress=False,
+        )  # fmt: skip
+    evaluation = read_evaluation(Path(table.attrs["folder"]))
+    configuration = evaluation_configuration(last)
+    record = {
+        "variant": run.variant,
+        "about": VARIANTS[run.variant].about,
+        "dataset": last.dataset,
+        "plans": last.plans,
+        "configuration": last.configuration,
+        "patch_size": configuration["patch_size"],
+        "batch_size": configuration["batch_size"],
+        "features_per_stage": configuration["architecture"]["arch_kwargs"]["features_per_stage"],
+        "fold": last.fold,
+        "seed": last.seed,
+        "budget": run.budget,
+        "trainings": [
+            {
+                "section": task.section,
+                "settings": task.settings[task.section],
+                **json.loads((task.model_folder(output) / f"fold_{task.fold}" / DONE).read_text()),
+            }
+            for task in run.chain
+        ],
+        "prediction": "bfloat16" if bfloat16 else "as nnU-Net",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{threads} thread(s) of a CPU",
+        "versions": versions_of("nnunetv2", "torch"),
+        "modalities": list(evaluation.modalities),
+        "subsets": evaluation.settings["subsets"],
+        "scores": json.loads(table[["case", "subset", "label", *METRICS]].to_json(orient="records")),
+    }
+    path = run.result(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(record, indent=1))
+    unfinished.replace(path)
+
+
+def evaluation_configuration(task: Task) -> dict[str, Any]:
+    """Return the plans' configuration of a task."""
+    from nnunetv2_unimrseg.folders import read_configuration
+
+    return read_configuration(task.dataset, task.plans, task.configuration)[0]["configurations"][task.configuration]
+
+
+def logged(function: Callable[..., None], log: Path, given: tuple[object, ...]) -> None:
+    """Call `function(*given)` with everything it prints in the file `log`."""
+    with log.open("a") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+        function(*given)
+        sys.stdout.flush()
+
+
+def in_process(function: Callable[..., None], log: Path, given: tuple[object, ...]) -> None:
+    """Call `function(*given)` in a process of its own, so that what it sets stays its own."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = get_context("spawn").Process(target=logged, args=(function, log, given))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"it ended with exit code {process.exitcode}; see {log}")
+
+
+Job = tuple[str, str | None, Callable[..., None], tuple[object, ...]]
+"""Name, name of the job that comes before, and what to call with what."""
+
+
+def jobs_of(runs: list[Run], output: Path, device: str, threads: int) -> Iterator[Job]:
+    """Yield what is still to be done, each training once."""
+    seen = set()
+    for run in runs:
+        if run.result(output).is_file():
+            continue
+        before = None
+        for task in run.chain:
+            if task.name not in seen and not task.is_done(output):
+                yield task.name, before, train, (task, output, device, threads)
+            seen.add(task.name)
+            before = task.name
+        yield run.result(output).stem, before, evaluate_run, (run, output, device, threads)
+
+
+def work(jobs: list[Job], output: Path, processes: int) -> list[str]:
+    """Do the jobs, each when the one before it is done; return the names of those that failed or had to be left."""
+    from tqdm import tqdm
+
+    waiting = list(jobs)
+    unfinished = {name for name, *_ in jobs}
+    failed: list[str] = []
+    running: dict[Future, str] = {}
+    with ThreadPoolExecutor(processes) as pool, tqdm(total=len(jobs), desc="trainings and evaluations") as progress:
+        while waiting or running:
+            ready = [job for job in waiting if job[1] not in unfinished][: processes - len(running)]
+            for name, _, function, given in ready:
+                running[pool.submit(in_process, function, output / "logs" / f"{name}.txt", given)] = name
+            waiting = [job for job in waiting if job not in ready]
+            if not running:
+                return failed + [name for name, *_ in waiting]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                progress.update()
+                error = future.exception()
+                if error is None:
+                    unfinished.discard(name)
+                else:
+                    failed.append(name)
+                    tqdm.write(f"{name} failed: {error}")
+    return failed
+
+
+def main() -> None:
+    """Run the benchmark."""
+    args = arguments()
+    if args.list:
+        for name, variant in VARIANTS.items():
+            shares = ", ".join(f"{section} {share:.0%}" for section, share in variant.shares.items())
+            changed = {section: dict(values) for section, values in variant.settings.items() if values}
+            print(f"{name}: {variant.about}\n    {shares}{f'; {changed}' if changed else ''}")
+        return
+    names = list(VARIANTS) if args.variants == ["all"] else args.variants
+    problems = [f"there is no variant '{name}' (see --list)" for name in names if name not in VARIANTS]
+    problems += [f"{flag} is missing" for flag in ("-d", "-o", "--passes") if not getattr(args, flag.strip("-"))]
+    if problems:
+        sys.exit("benchmark_accuracy.py: error: " + "; ".join(problems))
+    from nnunetv2_unimrseg.folders import find_dataset
+
+    dataset = find_dataset(args.d, "nnUNet_preprocessed")
+    runs = [
+        Run(variant, args.passes, chain_of(variant, args, dataset, fold, seed))
+        for seed in args.seeds
+        for fold in args.f
+        for variant in names
+    ]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    failed = work(list(jobs_of(runs, args.o, args.device, threads)), args.o, args.jobs)
+    if failed:
+        sys.exit(f"{len(failed)} of the trainings and evaluations failed or were left: {', '.join(failed)}")
+    print(f"{len(runs)} results in {args.o / 'results'}")
+
+
+if __name__ == "__main__":
+    main()

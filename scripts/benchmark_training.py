@@ -1,0 +1,137 @@
+"""One training of the accuracy benchmark, in a process of its own: nnU-Net's loop, seeded, of a given budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+DONE = "benchmark.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained.
+
+    Attributes:
+        dataset, plans, configuration, fold: as nnU-Net's names.
+        seed: of weights, patches and augmentation.
+        passes: patches that pass forward and backward in this training.
+        epochs: how many epochs they are divided into.
+        section: of the configuration, which names the trainer.
+        settings: of all sections so far.
+        previous: the training whose weights this one starts from.
+    """
+
+    dataset: str
+    plans: str
+    configuration: str
+    fold: int
+    seed: int
+    passes: int
+    epochs: int
+    section: str
+    settings: Mapping[str, Mapping[str, Any]]
+    previous: Task | None = None
+
+    @property
+    def name(self) -> str:
+        """A name that is equal exactly where everything about the training is equal."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.section}_fold{self.fold}_seed{self.seed}_{digest[:12]}"
+
+    def model_folder(self, output: Path) -> Path:
+        """Return the folder of the trained model."""
+        from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+
+        model = f"{TRAINER_OF_SECTION[self.section]}__{self.plans}__{self.configuration}"
+        return output / "trainings" / self.name / self.dataset / model
+
+    def is_done(self, output: Path) -> bool:
+        """Say whether the training has finished."""
+        return (self.model_folder(output) / f"fold_{self.fold}" / DONE).is_file()
+
+
+def train(task: Task, output: Path, device: str, threads: int) -> None:
+    """Train one task; an interrupted one goes on from nnU-Net's last checkpoint.
+
+    The end is recorded in `benchmark.json` beside the checkpoint: seconds, steps and passes.
+    """
+    os.environ.update(nnUNet_results=str(output / "trainings" / task.name), nnUNet_n_proc_DA=_workers(device))
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(threads)
+    random.seed(task.seed)
+    np.random.seed(task.seed)
+    torch.manual_seed(task.seed)
+    trainer = _trainer(task, output, torch.device(device))
+    fold = task.model_folder(output) / f"fold_{task.fold}"
+    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
+        if (fold / name).is_file():
+            trainer.initialize()
+            trainer.load_checkpoint(str(fold / name))
+            break
+    start, first_epoch = time.perf_counter(), trainer.current_epoch
+    if first_epoch < trainer.num_epochs:
+        trainer.run_training()
+    steps = trainer.num_epochs * trainer.num_iterations_per_epoch
+    record = {
+        "seconds": time.perf_counter() - start,
+        "epochs": trainer.num_epochs,
+        "epochs_of_these_seconds": trainer.num_epochs - first_epoch,
+        "steps": steps,
+        "passes": steps * _passes_per_step(task, trainer.configuration_manager.batch_size, trainer.modalities),
+    }
+    (fold / DONE).write_text(json.dumps(record, indent=1))
+
+
+def _workers(device: str) -> str:
+    """Return how many processes augment: on a CPU none, so that a run takes the threads it was given."""
+    return "0" if device == "cpu" else os.environ.get("nnUNet_n_proc_DA", "12")
+
+
+def _passes_per_step(task: Task, batch_size: int, modalities: Any) -> int:
+    from nnunetv2_unimrseg.config import UniMRSegConfig
+    from nnunetv2_unimrseg.views import passes_per_step
+
+    settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
+    return passes_per_step(settings, len(modalities), batch_size)
+
+
+def _trainer(task: Task, output: Path, device: Any) -> Any:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunetv2_unimrseg.config import PLANS_KEY
+    from nnunetv2_unimrseg.folders import nnunet_folder, read_configuration, read_json
+    from nnunetv2_unimrseg.modalities import Modalities
+    from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+    from nnunetv2_unimrseg.trained_model import findable_trainers
+
+    plans, _ = read_configuration(task.dataset, task.plans, task.configuration)
+    dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
+    batch_size = plans["configurations"][task.configuration]["batch_size"]
+    cost = _passes_per_step(task, batch_size, Modalities.from_dataset_json(dataset_json))
+    own = {
+        "num_epochs": task.epochs,
+        "num_iterations_per_epoch": max(1, round(task.passes / cost / task.epochs)),
+        "num_val_iterations_per_epoch": 2,
+        **task.settings.get(task.section, {}),
+    }
+    if task.previous is not None:
+        folder = task.previous.model_folder(output) / f"fold_{task.fold}"
+        own["start_from"] = str((folder / "checkpoint_final.pth").resolve())
+    plans["configurations"][task.configuration][PLANS_KEY] = {**task.settings, task.section: own}
+    plans["continue_training"] = False
+    with findable_trainers():
+        trainer_class = recursive_find_trainer_class_by_name(TRAINER_OF_SECTION[task.section])
+    trainer = trainer_class(plans, task.configuration, task.fold, dataset_json, device)
+    # drawing the curves after every epoch takes longer than a short epoch does
+    trainer.logger.plot_progress_png = lambda *_: None
+    return trainer
