@@ -140,11 +140,17 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
         low=0.0,
     )
     views: str = option(
-        "two_subsets",
+        "complete_and_incomplete",
         "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
         "'complete_and_incomplete': the paper's. At equal compute a prototype gave 76.2/69.0/53.3 mean Dice over "
         "subsets (WT/TC/ET) for the first and 74.5/61.5/43.9 for the second.",
         choices=("two_subsets", "complete_and_incomplete"),
+    )
+    pairs_every: int = option(
+        4,
+        "Every how many steps both views of each sample are seen and compared; the other steps see one of them, so "
+        "that as many different samples are seen as stock nnU-Net sees in 1 + 1 / pairs_every of the passes.",
+        low=1,
     )
     contrastive_weight: float = option(
         0.1, "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.", low=0.0
@@ -159,7 +165,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     start_from: str = option(
         "",
         "Checkpoint to start from instead of stage 1's; a stock nnU-Net's of the same plans will do. '{fold}' in the "
-        "path stands for the fold.",
+        "path stands for the fold. 'scratch' starts from random weights.",
     )
 
 
@@ -172,9 +178,7 @@ class Stage3Config(TrainingConfig, ViewsConfig):
         "Epochs. 1 + subsets_per_step views a step: three tenths of stock nnU-Net's forward-backward passes.",
         low=1,
     )
-    initial_lr: float = option(
-        2.35e-3, "Learning rate at epoch 0: where stage 2's ended.", low=0.0
-    )
+    initial_lr: float = option(2.35e-3, "Learning rate at epoch 0: where stage 2's ended.", low=0.0)
     subsets_per_step: int | str = option(
         1,
         "Incomplete views of each patch in a step, dealt from a shuffled deck; 'all' takes every incomplete subset "

@@ -58,8 +58,8 @@ def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
     # a mean far above the range would drown the variances in rounding, so they are taken about the target's mean
     centre = target.mean(spatial, keepdim=True)
     x, y = (prediction - centre) / spread, (target - centre) / spread
-    means = _box_filter(torch.cat((x, y, x * x, y * y, x * y), 1), window)
-    mean_x, mean_y, square_x, square_y, product = means.chunk(5, 1)
+    mean_x, square_x, product = _box_filter(torch.cat((x, x * x, x * y), 1), window).chunk(3, 1)
+    mean_y, square_y = _box_filter(torch.cat((y, y * y), 1), window).chunk(2, 1)
     c1, c2 = SSIM_K1**2, SSIM_K2**2
     variances = (square_x - mean_x**2).clamp(min=0) + (square_y - mean_y**2).clamp(min=0)
     covariance = product - mean_x * mean_y
@@ -70,13 +70,12 @@ def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
 
 
 def _box_filter(x: Tensor, window: int) -> Tensor:
-    """Mean over windows, one axis after another (in 3D 15 times faster on a CPU than one dense convolution)."""
-    pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[x.ndim]
+    """Mean over windows, one axis after another, as sums of shifted images (on a CPU much faster than pooling)."""
     for axis in range(2, x.ndim):
         fitting = min(window, x.shape[axis])
-        kernel = [1] * (x.ndim - 2)
-        kernel[axis - 2] = fitting - (fitting % 2 == 0)
-        x = pool(x, kernel, stride=1)
+        fitting -= fitting % 2 == 0
+        length = x.shape[axis] - fitting + 1
+        x = sum(x.narrow(axis, shift, length) for shift in range(fitting)) / fitting
     return x
 
 

@@ -25,6 +25,9 @@ def samples_per_step(settings: TrainingConfig, num_modalities: int, batch_size: 
     return batch_size
 
 
-def passes_per_step(settings: TrainingConfig, num_modalities: int, batch_size: int) -> int:
-    """Return the forward-backward passes over a patch that a step costs; stock nnU-Net's costs `batch_size`."""
-    return samples_per_step(settings, num_modalities, batch_size) * views_per_sample(settings, num_modalities)
+def passes_per_step(settings: TrainingConfig, num_modalities: int, batch_size: int) -> float:
+    """Return the forward-backward passes over a patch that a step costs on average; stock's costs `batch_size`."""
+    views = views_per_sample(settings, num_modalities)
+    if isinstance(settings, Stage2Config):
+        views = 1 + (views - 1) / settings.pairs_every
+    return samples_per_step(settings, num_modalities, batch_size) * views

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from benchmark_training import DONE, Task, train
@@ -96,7 +97,7 @@ def scaled_learning_rates(section: str, settings: dict[str, Any], initial_lr: fl
 
 def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
     """Evaluate the last model of a run on its fold's validation cases and write the run's result file."""
-    os.environ["nnUNet_n_proc_DA"] = "0"
+    os.environ.update(nnUNet_n_proc_DA="0")
     import torch
 
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
@@ -157,12 +158,19 @@ def evaluation_configuration(task: Task) -> dict[str, Any]:
 
 
 def logged(function: Callable[..., None], log: Path, given: tuple[object, ...]) -> None:
-    """Call `function(*given)` with everything it prints in the file `log`."""
+    """Call `function(*given)` with everything it prints in the file `log`; end when the benchmark ends."""
+    Thread(target=end_with_parent, daemon=True).start()
     with log.open("a") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
         function(*given)
         sys.stdout.flush()
+
+
+def end_with_parent() -> None:
+    """Wait until the parent process ends, and end this one."""
+    parent_process().join()
+    os._exit(1)
 
 
 def in_process(function: Callable[..., None], log: Path, given: tuple[object, ...]) -> None:

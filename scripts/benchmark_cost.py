@@ -1,162 +1,313 @@
 """What the three stages cost, as ratios to stock nnU-Net measured in the same run.
 
-    python scripts/benchmark_cost.py -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans -device cpu
+    python scripts/benchmark_cost.py -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans -device cpu -o cost_cpu.json
 
-The dataset must be planned and preprocessed. Trainers take turns on one batch, so that whatever else the machine does
-hits all of them; medians are printed as a Markdown table. Stock nnU-Net computes in float32 on a CPU; with
-`--precision float32` the trainers of this package do so too, with `auto` they use bfloat16 where the CPU has it.
-Nothing is kept: the result folders that nnU-Net's trainers create lie in a temporary folder.
+Patches are random, so the dataset must be planned, not preprocessed. Trainers take turns on one batch, so that whatever
+else the machine does hits all of them; tables hold medians. Stock nnU-Net computes in float32 on a CPU; with
+`--precision float32` the trainers of this package do so too, with `auto` they use bfloat16 where the CPU has it. The
+tables are printed as Markdown and, with `-o`, written with what they were measured on. Nothing else is kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import io
-import os
-import statistics
-import tempfile
-import time
+import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from benchmark_cost_counts import counts_of_plans, reference_plans
+from benchmark_cost_measures import Contender, Plans, hardware, peak_memory, prediction_seconds, training_seconds
+
 STOCK = "stock nnU-Net"
+NONE = "-"
+PREDICTION_TARGETS = {"complete": 1.02, "incomplete": 1.35}
+"""Times stock nnU-Net's prediction of a patch."""
+PASS_TARGETS = {"stage1": 1.1, "stage2": 2.1 / 2, "stage3": 0.9}
+"""Times a forward-backward pass of stock nnU-Net: stage 2's two views may take 2.1, stage 3 has no weight gradients of
+the encoder, so its 1 + K views may take 0.9 (1 + K)."""
+PUBLISHED = ("UniMRSeg, the published code", "128 x 128 x 128", "91.4", "38.9 %", "1.62", "2.46", "1.52")
+"""Row of `count_table`, as its authors' code (arXiv 2509.16170) counts for four modalities."""
 
 
-def arguments() -> argparse.Namespace:
+@dataclass(frozen=True)
+class Table:
+    """A table of results.
+
+    Attributes:
+        title: what was measured.
+        columns: their names, with units.
+        rows: cells as they are shown, one each column.
+        note: how it was measured.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Return the table as Markdown; numbers are right-aligned."""
+        lines = [self.columns, ("---", *["--:"] * (len(self.columns) - 1)), *self.rows]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"### {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def arguments(command: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of a preprocessed dataset")
-    parser.add_argument("-c", required=True, metavar="CONFIGURATION")
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of a planned dataset")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS")
-    parser.add_argument("-f", default="0", metavar="FOLD")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=10, help="measured steps of each trainer (default: 10)")
     parser.add_argument("--precision", default="float32", choices=("float32", "auto", "bfloat16"), help="on a CPU")
-    return parser.parse_args()
+    parser.add_argument("--modalities", nargs="+", type=int, default=[2, 4, 8], help="numbers to compare")
+    parser.add_argument("--measure", nargs="+", default=list(MEASURES), choices=list(MEASURES), help="default: all")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="JSON file for the tables")
+    return parser.parse_args(command)
 
 
-def make_trainers(args: argparse.Namespace, plans: dict[str, Any], dataset_json: dict[str, Any]) -> dict[str, Any]:
-    """Return initialised trainers that start at random, stock nnU-Net's first."""
-    import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    from nnunetv2_unimrseg.folders import fold_name
-    from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-    from nnunetv2_unimrseg.trained_model import findable_trainers
-
-    with findable_trainers(), contextlib.redirect_stdout(io.StringIO()):
-        own = {name: recursive_find_trainer_class_by_name(trainer) for name, trainer in TRAINER_OF_SECTION.items()}
-    classes = {STOCK: nnUNetTrainer, **own}
-    fold = fold_name(args.f)
-    trainers = {}
-    for name, trainer_class in classes.items():
-        with contextlib.redirect_stdout(io.StringIO()):
-            own_plans = {**copy.deepcopy(plans), "continue_training": False}
-            trainer = trainer_class(
-                own_plans, args.c, fold if fold == "all" else int(fold), dataset_json, torch.device(args.device)
-            )
-            trainer.weights_were_loaded = True
-            trainer.on_train_start()
-        trainer.network.train()
-        trainers[name] = trainer
-    return trainers
-
-
-def median_seconds(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Time each of the steps once a round, after one round that is not counted; return their medians in seconds."""
-    import torch
-    from tqdm import trange
-
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in trange(rounds + 1, desc="rounds"):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def training_steps(trainers: Mapping[str, Any]) -> dict[str, Callable[[], object]]:
-    """Return one training step of each trainer, all on the same batch."""
-    batch = next(trainers[STOCK].dataloader_train)
-
-    def step(trainer: Any) -> None:
-        target = [scale.clone() for scale in batch["target"]]
-        trainer.train_step({**batch, "data": batch["data"].clone(), "target": target})
-
-    return {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
-
-
-def prediction_steps(trainers: Mapping[str, Any]) -> dict[str, Callable[[], object]]:
-    """Return the prediction of one patch by stock nnU-Net and by stage 3, complete and without its first modality.
-
-    The networks are set as stock prediction has them: one resolution, nnU-Net's memory layout.
-    """
-    import torch
-
-    patch = next(trainers[STOCK].dataloader_val)["data"][:1].to(trainers[STOCK].device)
-    incomplete = patch.clone()
-    incomplete[:, 0] = torch.nan
-
-    for name in (STOCK, "stage3"):
-        trainers[name].set_deep_supervision_enabled(False)
-        trainers[name].network.eval().to(memory_format=torch.contiguous_format)
-
-    def predict(name: str, image: torch.Tensor) -> None:
-        with torch.inference_mode():
-            trainers[name].network(image)
-
+def contenders(precision: str) -> dict[str, Contender]:
+    """Return every trainer; stages 2 and 3 once with views that share the batch, once with the batch for each view."""
+    own = {"cpu_precision": precision}
+    shared, full = ({**own, "views_share_batch": value} for value in (True, False))
     return {
-        STOCK: lambda: predict(STOCK, patch),
-        "stage3, complete": lambda: predict("stage3", patch),
-        "stage3, one modality missing": lambda: predict("stage3", incomplete),
+        STOCK: Contender(),
+        "modality dropout (control)": Contender("modality_dropout", own),
+        "stage 1": Contender("stage1", own),
+        "stage 2, views share the batch": Contender("stage2", shared),
+        "stage 2, the batch for each view": Contender("stage2", full),
+        "stage 3, views share the batch": Contender("stage3", shared),
+        "stage 3, the batch for each view": Contender("stage3", full),
     }
 
 
-def print_table(title: str, seconds: Mapping[str, float]) -> None:
-    """Print medians and their ratios to stock nnU-Net's."""
-    print(f"\n| {title} | seconds | / stock |\n|---|---|---|")
-    for name, value in seconds.items():
-        print(f"| {name} | {value:.3f} | {value / seconds[STOCK]:.2f} |")
+def students(plans: Plans, precision: str) -> dict[str, Contender]:
+    """Return stage 3 with 1, 2, 3 and all incomplete subsets a step, as far as there are so many."""
+    own = {"cpu_precision": precision, "views_share_batch": False}
+    every = 2**plans.num_modalities - 2
+    numbers = [number for number in (1, 2, 3) if number < every]
+    some = {str(number): Contender("stage3", {**own, "subsets_per_step": number}) for number in numbers}
+    return {**some, f"all ({every})": Contender("stage3", {**own, "subsets_per_step": "all"})}
+
+
+def against(target: float | None, value: float) -> tuple[str, str]:
+    """Return the cells of a target and of whether `value` keeps it; None is no target."""
+    return (NONE, NONE) if target is None else (f"{target:.2f}", "yes" if value <= target else "no")
+
+
+def step_cells(seconds: float, of_stock: float, passes: int, batch_size: int, section: str | None) -> tuple[str, ...]:
+    """Return the cells of a training step: passes, seconds, ratio to stock's, the same for each pass, target, kept.
+
+    Args:
+        seconds, of_stock: of a step of this trainer and of stock nnU-Net.
+        passes: forward-backward passes over a patch in a step.
+        batch_size: of stock nnU-Net, which is its passes.
+        section: of the configuration, which names the target.
+    """
+    ratio = seconds / of_stock
+    target = PASS_TARGETS[section] * passes / batch_size if section in PASS_TARGETS else None
+    per_pass = ratio * batch_size / passes
+    return str(passes), f"{seconds:.3f}", f"{ratio:.2f}", f"{per_pass:.2f}", *against(target, ratio)
+
+
+STEP_COLUMNS = ("passes", "seconds", "/ stock", "/ stock, per pass", "target", "kept")
+
+
+def step_table(plans: Plans, args: argparse.Namespace) -> Table:
+    """Time a training step of every trainer."""
+    measured = contenders(args.precision)
+    seconds = training_seconds(plans, measured, args.rounds, args.device)
+    batch_size = plans.entries["batch_size"]
+    rows = [
+        (name, *step_cells(seconds[name], seconds[STOCK], contender.passes(plans), batch_size, contender.section))
+        for name, contender in measured.items()
+    ]
+    note = (
+        "A pass is the network's forward and backward pass over one patch. Targets: stage 1 1.1, stage 2 2.1, stage 3 "
+        "(1 + subsets per step) x 0.9 with the batch for each view; in proportion to the passes where views share it."
+    )
+    return Table("Training step", ("trainer", *STEP_COLUMNS), rows, note)
+
+
+def memory_table(plans: Plans, args: argparse.Namespace) -> Table:
+    """Measure the peak memory of a training step of every trainer, each in a process of its own."""
+    title = "Peak memory of a training step"
+    measured = contenders(args.precision)
+    memory = {name: peak_memory(plans, contender, args.device) for name, contender in measured.items()}
+    stock, _ = memory[STOCK]
+    cells = {name: (name, f"{peak / 1e6:.0f}", f"{peak / stock:.2f}") for name, (peak, _) in memory.items()}
+    columns = ("trainer", "peak, MB", "/ stock")
+    if args.device == "cpu":
+        note = "Weights, optimiser, and the growth of the process's resident memory in a step."
+        return Table(title, columns, list(cells.values()), note)
+    target = planned_memory(plans)
+    rows = []
+    for name, (_, reserved) in memory.items():
+        wanted = target if is_planned(plans, measured[name]) else None
+        rows.append((*cells[name], f"{reserved / 1e9:.2f}", *against(wanted, reserved / 1e9)))
+    note = (
+        "Peak is torch.cuda.max_memory_allocated, reserved max_memory_reserved, which the target of the plans limits."
+    )
+    return Table(title, (*columns, "reserved, GB", "target, GB", "kept"), rows, note)
+
+
+def planned_memory(plans: Plans) -> float | None:
+    """Return the memory that the plans were made for, GB; None where this package's planner did not make them."""
+    from nnunetv2_unimrseg.planners.planner import PLANNING_KEY
+
+    return plans.plans.get(PLANNING_KEY, {}).get("gpu_memory_target_in_gb")
+
+
+def is_planned(plans: Plans, contender: Contender) -> bool:
+    """Say whether a trainer has the views that the plans ask for, so that their memory target holds for it."""
+    from nnunetv2_unimrseg.config import UniMRSegConfig
+
+    config = getattr(UniMRSegConfig.from_plans(plans.plans, plans.configuration), contender.section or "", None)
+    wanted = contender.settings.get("views_share_batch")
+    return wanted is None or wanted == config.views_share_batch
+
+
+def prediction_table(plans: Plans, args: argparse.Namespace) -> Table:
+    """Time the prediction of a patch, complete and without its first modality."""
+    seconds = prediction_seconds(plans, args.rounds, args.device)
+    stock = seconds.pop("stock")
+    rows = [(STOCK, f"{stock:.3f}", "1.00", NONE, NONE)]
+    rows += [
+        (f"stage 3, {what}", f"{value:.3f}", f"{value / stock:.2f}", *against(PREDICTION_TARGETS[what], value / stock))
+        for what, value in seconds.items()
+    ]
+    note = "One patch, no mirroring; float32 on a CPU and float16 on CUDA, as nnU-Net predicts."
+    return Table("Prediction of a patch", ("what", "seconds", "/ stock", "target", "kept"), rows, note)
+
+
+def count_table(plans: Plans, args: argparse.Namespace) -> Table:
+    """Count parameters and multiply-adds for these plans and for nnU-Net's of BraTS, beside the published code's."""
+    del args
+    plain = reference_plans(plans, "PlainConvUNet", {"n_conv_per_stage": [2] * 6, "n_conv_per_stage_decoder": [2] * 5})
+    residual = reference_plans(
+        plans, "ResidualEncoderUNet", {"n_blocks_per_stage": [1, 3, 4, 6, 6, 6], "n_conv_per_stage_decoder": [1] * 5}
+    )
+    rows = [PUBLISHED]
+    for name, these in (("plain U-Net", plain), ("residual encoder", residual), ("these plans", plans)):
+        patch = " x ".join(map(str, these.entries["patch_size"]))
+        for owner, counts in zip((STOCK, "stage 3"), counts_of_plans(these), strict=True):
+            rows.append(
+                (
+                    f"{owner}, {name}", patch, f"{counts.parameters / 1e6:.3g}",
+                    f"{counts.adapter_parameters / counts.parameters:.1%}".replace("%", " %"),
+                    f"{counts.complete / 1e12:.3g}", f"{counts.incomplete / 1e12:.3g}",
+                    f"{counts.incomplete / counts.complete:.2f}",
+                )
+            )  # fmt: skip
+    columns = (
+        "network", "patch", "parameters, M", "of which adapters", "multiply-adds complete, T", "incomplete, T",
+        "incomplete / complete",
+    )  # fmt: skip
+    note = (
+        "Convolutions and matrix products. Plain U-Net and residual encoder: nnU-Net's for four modalities and that "
+        "patch, 32 to 320 features."
+    )
+    return Table("Parameters and multiply-adds", columns, rows, note)
+
+
+def modalities_table(plans: Plans, args: argparse.Namespace) -> Table:
+    """Measure everything for several numbers of modalities, with the settings of the plans."""
+    own = {"cpu_precision": args.precision}
+    stages = {name: Contender(name, own) for name in ("stage1", "stage2", "stage3")}
+    rows = []
+    for number in args.modalities:
+        these = plans.with_modalities(number)
+        seconds = training_seconds(these, {STOCK: Contender(), **stages}, args.rounds, args.device)
+        of_stock = peak_memory(these, Contender(), args.device)[0]
+        predicted = prediction_seconds(these, args.rounds, args.device)
+        _, counts = counts_of_plans(these)
+        batch_size = these.entries["batch_size"]
+        row = [str(number)]
+        for name, stage in stages.items():
+            per_pass = seconds[name] / seconds[STOCK] * batch_size / stage.passes(these)
+            row += [f"{per_pass:.2f}", f"{peak_memory(these, stage, args.device)[0] / of_stock:.2f}"]
+        row += [f"{predicted[what] / predicted['stock']:.2f}" for what in ("complete", "incomplete")]
+        row += [f"{counts.incomplete / counts.complete:.2f}", f"{counts.adapter_parameters / 1e6:.3g}"]
+        rows.append(tuple(row))
+    of_stages = tuple(f"{stage}, {what}" for stage in ("stage 1", "stage 2", "stage 3") for what in ("time", "memory"))
+    of_prediction = ("prediction, complete", "incomplete", "multiply-adds, incomplete / complete", "adapters, M")
+    note = (
+        "Time of a pass, memory of a step and time of a prediction are ratios to stock nnU-Net's with as many "
+        "modalities; views as the plans set them. Adapters in millions of parameters."
+    )
+    return Table("Growth with the number of modalities", ("modalities", *of_stages, *of_prediction), rows, note)
+
+
+def subsets_table(plans: Plans, args: argparse.Namespace) -> Table:
+    """Measure stage 3 with several numbers of subsets per step."""
+    measured = students(plans, args.precision)
+    seconds = training_seconds(plans, {STOCK: Contender(), **measured}, args.rounds, args.device)
+    stock_memory = peak_memory(plans, Contender(), args.device)[0]
+    batch_size = plans.entries["batch_size"]
+    rows = []
+    for name, contender in measured.items():
+        cells = step_cells(seconds[name], seconds[STOCK], contender.passes(plans), batch_size, contender.section)
+        rows.append((name, *cells, f"{peak_memory(plans, contender, args.device)[0] / stock_memory:.2f}"))
+    columns = ("subsets per step", *STEP_COLUMNS, "peak memory / stock")
+    return Table("Growth with the subsets per step of stage 3", columns, rows, "The batch for each view.")
+
+
+MEASURES: dict[str, Callable[[Plans, argparse.Namespace], Table]] = {
+    "steps": step_table,
+    "memory": memory_table,
+    "prediction": prediction_table,
+    "counts": count_table,
+    "modalities": modalities_table,
+    "subsets": subsets_table,
+}
+
+
+def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list[Table]) -> Mapping[str, Any]:
+    """Return what the JSON file holds."""
+    import torch
+
+    from nnunetv2_unimrseg.versions import versions_of
+
+    entries = plans.entries
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "device": args.device,
+        "hardware": hardware(args.device),
+        "versions": versions_of("nnunetv2", "torch"),
+        "dataset": dataset,
+        "plans": args.p,
+        "configuration": args.c,
+        "patch_size": entries["patch_size"],
+        "batch_size": entries["batch_size"],
+        "precision": "float16 autocast" if args.device == "cuda" else args.precision,
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "tables": [asdict(table) for table in tables],
+    }
 
 
 def main() -> None:
     """Measure and print."""
     args = arguments()
-    with tempfile.TemporaryDirectory() as results:
-        os.environ.update(nnUNet_results=results, nnUNet_n_proc_DA="0")
-        import torch
+    from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_json, read_plans
 
-        from nnunetv2_unimrseg.config import PLANS_KEY
-        from nnunetv2_unimrseg.folders import (
-            find_dataset,
-            inherited_value,
-            nnunet_folder,
-            read_configuration,
-            read_json,
-        )
-        from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-
-        dataset = find_dataset(args.d, "nnUNet_preprocessed")
-        plans, _ = read_configuration(dataset, args.p, args.c)
-        set_in_plans = inherited_value(plans, args.c, PLANS_KEY) or {}
-        plans["configurations"][args.c][PLANS_KEY] = {
-            section: {**set_in_plans.get(section, {}), "cpu_precision": args.precision}
-            for section in TRAINER_OF_SECTION
-        }
-        dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
-        trainers = make_trainers(args, plans, dataset_json)
-        manager = trainers[STOCK].configuration_manager
-        print(f"{dataset}, {args.c}, {args.p}: patch {manager.patch_size}, batch {manager.batch_size}")
-        print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}")
-        print_table("training step", median_seconds(training_steps(trainers), args.rounds, args.device))
-        print_table("prediction of a patch", median_seconds(prediction_steps(trainers), args.rounds, args.device))
+    dataset = find_dataset(args.d, "nnUNet_preprocessed")
+    dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
+    plans = Plans(read_plans(dataset, args.p), args.c, dataset_json)
+    tables = []
+    for name in args.measure:
+        tables.append(MEASURES[name](plans, args))
+        print(tables[-1].markdown(), flush=True)
+    record = record_of(args, plans, dataset, tables)
+    shown = ("dataset", "configuration", "plans", "patch_size", "batch_size", "hardware", "precision", "versions")
+    print("; ".join(f"{name} {record[name]}" for name in shown))
+    if args.o is not None:
+        args.o.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -94,10 +94,12 @@ def train(task: Task, output: Path, device: str, threads: int) -> None:
 
 def _workers(device: str) -> str:
     """Return how many processes augment: on a CPU none, so that a run takes the threads it was given."""
-    return "0" if device == "cpu" else os.environ.get("nnUNet_n_proc_DA", "12")
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    return "0" if device == "cpu" else str(get_allowed_n_proc_DA())
 
 
-def _passes_per_step(task: Task, batch_size: int, modalities: Any) -> int:
+def _passes_per_step(task: Task, batch_size: int, modalities: Any) -> float:
     from nnunetv2_unimrseg.config import UniMRSegConfig
     from nnunetv2_unimrseg.views import passes_per_step
 
@@ -111,8 +113,9 @@ def _trainer(task: Task, output: Path, device: Any) -> Any:
     from nnunetv2_unimrseg.config import PLANS_KEY
     from nnunetv2_unimrseg.folders import nnunet_folder, read_configuration, read_json
     from nnunetv2_unimrseg.modalities import Modalities
-    from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+    from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
     from nnunetv2_unimrseg.trained_model import findable_trainers
+    from nnunetv2_unimrseg.trainers.base import SCRATCH
 
     plans, _ = read_configuration(task.dataset, task.plans, task.configuration)
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
@@ -124,6 +127,8 @@ def _trainer(task: Task, output: Path, device: Any) -> Any:
         "num_val_iterations_per_epoch": 2,
         **task.settings.get(task.section, {}),
     }
+    if task.previous is None and task.section in PREVIOUS_STAGE:
+        own["start_from"] = SCRATCH
     if task.previous is not None:
         folder = task.previous.model_folder(output) / f"fold_{task.fold}"
         own["start_from"] = str((folder / "checkpoint_final.pth").resolve())

@@ -6,20 +6,23 @@ import dataclasses
 
 import pytest
 
-from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.views import passes_per_step
 
 
-def test_three_stages_cost_what_one_stock_training_costs():
-    config = UniMRSegConfig()
-    passes = config.stage1.num_epochs + 2 * config.stage2.num_epochs
-    passes += (1 + config.stage3.subsets_per_step) * config.stage3.num_epochs
-    assert passes == 1000
-    steps = {
-        (s.num_iterations_per_epoch, s.num_val_iterations_per_epoch)
-        for s in (config.stage1, config.stage2, config.stage3)
-    }
-    assert steps == {(250, 50)}
+@pytest.mark.parametrize("num_modalities", [2, 3, 4, 6])
+def test_three_stages_cost_what_one_stock_training_costs(num_modalities):
+    config, stock, batch_size = UniMRSegConfig(), TrainingConfig(), 2
+    stages = (config.stage1, config.stage2, config.stage3)
+    passes = sum(
+        settings.num_epochs * settings.num_iterations_per_epoch * passes_per_step(settings, num_modalities, batch_size)
+        for settings in stages
+    )
+    stock_passes = stock.num_epochs * stock.num_iterations_per_epoch * batch_size
+    assert (stock.num_epochs, stock.num_iterations_per_epoch) == (1000, 250)
+    assert passes == pytest.approx(stock_passes, rel=0.01)
+    assert {settings.num_val_iterations_per_epoch for settings in stages} == {stock.num_val_iterations_per_epoch}
 
 
 def test_all_problems_at_once_with_the_nearest_name():
@@ -28,18 +31,19 @@ def test_all_problems_at_once_with_the_nearest_name():
             {
                 "stage1": {"num_epoch": 1, "mask_ratio": 2, "num_iterations_per_epoch": 1.5},
                 "stag2": {},
-                "stage2": {"views": "two_subset", "checkpoint_views": 1},
-                "stage3": {"subsets_per_step": "al", "num_epochs": True},
+                "stage2": {"views": "two_subset", "checkpoint_views": 1, "negatives_memory": -1},
+                "stage3": {"subsets_per_step": "al", "num_epochs": True, "adapters": "no", "final_lr": -1e-3},
             }
         )
     message = str(error.value)
-    assert "8 problem(s)" in message
+    assert "11 problem(s)" in message
     for words in (
         "unknown key 'stage1.num_epoch'. Did you mean 'num_epochs'?", "stage1.mask_ratio = 2: must be from 0.0 to 0.95",
         "stage1.num_iterations_per_epoch = 1.5: must be a whole number",
         "unknown section 'stag2'. Did you mean 'stage2'?",
         "Did you mean 'two_subsets'?", "stage2.checkpoint_views = 1", "stage3.subsets_per_step = 'al'",
-        "stage3.num_epochs = True",
+        "stage3.num_epochs = True", "stage2.negatives_memory = -1: must be at least 0", "stage3.adapters = 'no'",
+        "stage3.final_lr = -0.001: must be at least 0.0",
     ):  # fmt: skip
         assert words in message
 

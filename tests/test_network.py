@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunetv2_unimrseg.config import Stage3Config
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.networks import adapter as adapter_module
 from nnunetv2_unimrseg.networks.adapter import WindowAttention
@@ -22,6 +23,14 @@ from nnunetv2_unimrseg.networks.unet import MissingModalityUNet, zero_missing
 SHAPES = [("plain", 3, False), ("plain", 3, True), ("residual", 3, False), ("plain", 2, False), ("residual", 2, True)]
 shapes = pytest.mark.parametrize(("kind", "dims", "anisotropic"), SHAPES)
 INCOMPLETE = torch.tensor([[True, False, True, False], [False, True, True, True]])
+OPTIONS = ("adapters_know_modalities", "reverse_attention")
+FORMS = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product((True, False), repeat=2)]
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+def adapted_unet(kind: str = "plain", norm: type[nn.Module] | None = None, **form: object) -> MissingModalityUNet:
+    torch.manual_seed(0)
+    return MissingModalityUNet(stock_unet(kind, norm=norm), 4, adapters=True, settings=Stage3Config(**form))
 
 
 @shapes
@@ -80,6 +89,17 @@ def test_untrained_adapters_are_the_identity(kind, dims, anisotropic):
     assert torch.equal(network(x, INCOMPLETE), network(x, INCOMPLETE, skip_adapters=True))
 
 
+@forms
+def test_adapters_of_every_form_begin_as_the_identity_and_can_learn(form):
+    network = adapted_unet(**form)
+    network.freeze_encoder()
+    adapted = network(images(), INCOMPLETE)
+    assert torch.equal(adapted, network(images(), INCOMPLETE, skip_adapters=True))
+    adapted.square().mean().backward()
+    expected = (~INCOMPLETE).any(0).tolist() if form["adapters_know_modalities"] else [True]
+    assert all(adapter.scale.grad.any(1).tolist() == expected for adapter in network.adapters)
+
+
 @pytest.mark.parametrize("nonlin", [nn.LeakyReLU, nn.ReLU])
 def test_adapters_learn_from_the_first_step(nonlin):
     network = unet(nonlin=nonlin)
@@ -97,7 +117,7 @@ def test_adapters_learn_from_the_first_step(nonlin):
 
 
 def test_frozen_encoder_stays_as_it_is_and_lets_gradients_through():
-    network = unet(norm=nn.BatchNorm3d)
+    network = adapted_unet(norm=nn.BatchNorm3d, gradients_through_encoder=True)
     network.freeze_encoder()
     network.train()
     assert not any(module.training for module in network.encoder.modules())
@@ -224,10 +244,9 @@ def test_cost_for_a_128_cubed_plan_of_four_modalities(kind, capsys):
 
 
 def test_memory_measure_counts_adapters():
-    with_adapters, without = unet(), unet(adapters=False)
-    stock = stock_unet().compute_conv_feature_map_size((16, 16, 16))
-    assert without.compute_conv_feature_map_size((16, 16, 16)) == stock
-    assert with_adapters.compute_conv_feature_map_size((16, 16, 16)) > stock
+    networks = (stock_unet(), unet(adapters=False), unet())
+    stock, without, adapted = (network.compute_conv_feature_map_size((16, 16, 16)) for network in networks)
+    assert stock == without < adapted
 
 
 def test_a_sample_of_which_nothing_would_be_left_keeps_what_it_has():
@@ -239,19 +258,104 @@ def test_a_sample_of_which_nothing_would_be_left_keeps_what_it_has():
     assert zeroed[..., 0, 0].tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
-def test_the_adapted_features_are_the_equation():
-    network = unet("residual").eval()
+@forms
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_adapted_features_are_the_equation(kind, form):
+    network = adapted_unet(kind, **form).eval()
     train_adapters(network)
     with torch.no_grad():
         x, _ = zero_missing(images(), 4, INCOMPLETE)
         _, features = network(x, INCOMPLETE, return_features=True)
-        previous = network.encoder.stem(x)
+        previous = network.encoder.stem(x) if kind == "residual" else x
         for stage, adapter, feature in zip(network.encoder.stages, network.adapters, features, strict=True):
             current = stage(previous)
             hidden = adapter.fuse(current + adapter.inject(previous))
-            expected = current + adapter.scale * (1 - torch.sigmoid(adapter.attention(hidden))) * hidden
+            weight = 1 - torch.sigmoid(adapter.attention(hidden)) if form["reverse_attention"] else torch.ones(1)
+            rows = ~INCOMPLETE if form["adapters_know_modalities"] else torch.ones(2, 1, dtype=torch.bool)
+            factors = [adapter.scale[row].sum(0) for row in rows]
+            expected = current + torch.stack(factors).view(2, -1, 1, 1, 1) * weight * hidden
             torch.testing.assert_close(feature, expected)
             previous = feature
+
+
+def first_adapter(**settings: object) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    network = adapted_unet(**settings)
+    train_adapters(network)
+    return network.adapters[0], images(), torch.randn(2, 8, 16, 16, 16)
+
+
+def lacking(*modalities: int) -> torch.Tensor:
+    return torch.tensor([[modality in modalities for modality in range(4)]] * 2)
+
+
+def test_what_the_missing_modalities_add_is_summed():
+    adapter, previous, current = first_adapter(adapters_know_modalities=True)
+    assert adapter.scale.shape == (4, 8)
+
+    def added(*modalities: int) -> torch.Tensor:
+        return adapter(previous, current, lacking(*modalities)) - current
+
+    torch.testing.assert_close(added(0, 2, 3), added(0) + added(2) + added(3), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(added(0), added(2), atol=0.1)
+    assert not added().any()
+
+
+def test_factors_of_modalities_that_are_there_are_not_used():
+    adapter, previous, current = first_adapter(adapters_know_modalities=True)
+    missing = torch.cat((lacking(2)[:1], lacking(0, 2)[:1]))
+    before = adapter(previous, current, missing)
+    (gradient,) = torch.autograd.grad(before[:1].sum(), adapter.scale, retain_graph=True)
+    assert gradient.any(1).tolist() == [False, False, True, False]
+    (gradient,) = torch.autograd.grad(before.sum(), adapter.scale)
+    assert gradient.any(1).tolist() == [True, False, True, False]
+    with torch.no_grad():
+        adapter.scale[[1, 3]] += 5
+        assert torch.equal(adapter(previous, current, missing), before)
+
+
+def test_factors_are_summed_in_single_precision_under_autocast():
+    adapter, previous, current = first_adapter(adapters_know_modalities=True, reverse_attention=False)
+    with torch.no_grad():
+        adapter.scale.copy_(torch.tensor([1.0, 2.0**-10, 0.0, 0.0])[:, None])
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = adapter.fuse(current + adapter.inject(previous)).float()
+        adapted = adapter(previous, current, lacking(0, 1))
+        (gradient,) = torch.autograd.grad(1e3 * adapted.sum(), adapter.scale)
+    torch.testing.assert_close(adapted, current + (1 + 2.0**-10) * hidden, atol=1e-6, rtol=1e-6)
+    expected = 1e3 * hidden.sum((0, 2, 3, 4))
+    torch.testing.assert_close(gradient[:2], expected.expand(2, -1), rtol=1e-4, atol=0.1)
+
+
+def test_gradients_that_do_not_flow_through_the_encoder_take_the_adapters_path():
+    gradients = {}
+    for through in (True, False):
+        network = adapted_unet(gradients_through_encoder=through).eval()
+        network.freeze_encoder()
+        train_adapters(network)
+        _, features = network(images(), INCOMPLETE, return_features=True)
+        wanted = [adapter.scale for adapter in network.adapters]
+        gradients[through] = torch.autograd.grad(features[-1].square().sum(), wanted)
+    x, available = zero_missing(images(), 4, INCOMPLETE)
+    by_adapters = entering = x
+    for stage, adapter in zip(network.encoder.stages, network.adapters, strict=True):
+        with torch.no_grad():
+            constant = stage(entering)
+            entering = adapter(entering, constant, ~available)
+        by_adapters = adapter(by_adapters, constant, ~available)
+    reference = torch.autograd.grad(by_adapters.square().sum(), wanted)
+    torch.testing.assert_close(gradients[False], reference)
+    alike = [torch.allclose(*pair, rtol=0.1) for pair in zip(gradients[True], reference, strict=True)]
+    assert alike == [False, False, True]
+
+
+@pytest.mark.parametrize(("frozen", "through"), [(True, True), (True, False), (False, False)])
+def test_lower_adapters_get_nothing_past_an_untrained_one_unless_through_the_encoder(frozen, through):
+    network = adapted_unet(gradients_through_encoder=through)
+    if frozen:
+        network.freeze_encoder()
+    _, features = network(images(), INCOMPLETE, return_features=True)
+    features[-1].square().mean().backward()
+    assert [bool(adapter.scale.grad.any()) for adapter in network.adapters] == [through or not frozen] * 2 + [True]
 
 
 def test_the_teacher_skips_adapters():
@@ -268,12 +372,16 @@ def configuration(**changes: object) -> ConfigurationManager:
 
 
 @pytest.mark.parametrize(("edge", "expected"), [(0, 4), (2, 2)])
-def test_plans_shape_the_network(edge, expected):
-    network = build_network(configuration(unimrseg={"stage3": {"adapter_window": edge}}), 6, 3, True, adapters=True)
-    assert [adapter.attention.window for adapter in network.adapters] == [expected] * 2
+@forms
+def test_plans_shape_the_network(edge, expected, form):
+    settings = {"adapters": True, "adapter_window": edge, "gradients_through_encoder": edge == 2, **form}
+    network = build_network(configuration(unimrseg={"stage3": settings}), 6, 3, True, adapters=True)
+    for adapter, channels in zip(network.adapters, (4, 8), strict=True):
+        assert adapter.scale.tolist() == [[0.0] * channels] * (4 if form["adapters_know_modalities"] else 1)
+        assert (adapter.attention and adapter.attention.window) == (expected if form["reverse_attention"] else None)
     assert network.num_modalities == 4
+    assert network.gradients_through_encoder is (edge == 2)
     assert network(images(channels=6), INCOMPLETE)[0].shape == (2, 3, 16, 16, 16)
-    assert not any(adapter.scale.any() for adapter in network.adapters)
     assert build_network(configuration(), 4, 3, False, adapters=False).adapters is None
 
 

@@ -7,9 +7,11 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from networks import images, train_adapters, unet
@@ -299,6 +301,51 @@ def test_stage_3_optimises_what_learns_only(folders):
     everything = {id(parameter) for parameter in made.network.parameters()}
     assert learning == everything - frozen
     assert optimizer.param_groups[0]["lr"] == Stage3Config().initial_lr
+
+
+def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:
+    """Return the learning rate of every epoch, and what would follow after the last."""
+    made = instance(trainer, **settings)
+    made.network = unet(adapters=False)
+    optimizer, scheduler = (configure or trainer.configure_optimizers)(made)
+    rates = []
+    for epoch in range(made.num_epochs + 1):
+        scheduler.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(("initial", "final"), [(1e-2, 2e-3), (0.5, 0.499), (1e-2, 1e-6)])
+def test_the_learning_rate_ends_where_it_is_set(trainer, initial, final, folders):
+    rates = learning_rates(trainer, num_epochs=40, initial_lr=initial, final_lr=final)
+    # its power 1 / 0.9 falls in a straight line
+    expected = np.linspace(initial ** (1 / 0.9), final ** (1 / 0.9), 41) ** 0.9
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_decay_to_zero_is_nnunets(trainer, folders):
+    settings = {"num_epochs": 20, "initial_lr": 0.3, "final_lr": 0.0}
+    assert learning_rates(trainer, **settings) == learning_rates(
+        trainer, nnUNetTrainer.configure_optimizers, **settings
+    )
+
+
+def test_stage_3_goes_on_with_the_learning_rate_that_stage_2_ends_with(folders):
+    assert Stage2Config().final_lr == Stage3Config().initial_lr
+    second, third = learning_rates(UniMRSegStage2Trainer), learning_rates(UniMRSegStage3Trainer)
+    assert second[-1] == pytest.approx(third[0], rel=1e-6)
+    both = [*second[:-1], *third]
+    assert both == sorted(both, reverse=True)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("final", [0.01, 0.02])
+def test_a_learning_rate_that_does_not_fall_is_refused(trainer, final, folders):
+    with pytest.raises(UserError, match=rf"{trainer.section}\.final_lr = {final} must be lower than .*0\.01"):
+        instance(trainer, initial_lr=0.01, final_lr=final)
+    assert not folders.exists()
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

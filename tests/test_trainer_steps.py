@@ -98,7 +98,7 @@ def parts(keys: set[str]) -> set[str]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_steps_learn(trainer, precision):
-    made = make(trainer, cpu_precision=precision, initial_lr=1e-2)
+    made = make(trainer, cpu_precision=precision, initial_lr=1e-2, final_lr=0.0)
     made.network.train()
     before = weights(made.network)
     for _ in range(2):
@@ -135,6 +135,33 @@ def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch,
     torch.testing.assert_close(made.compute_loss(given["data"], given["target"], given), expected)
 
 
+@pytest.mark.parametrize("size", [0, 3, 64])
+def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
+    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3, negatives_memory=size)
+    monkeypatch.setattr(made, "_draw_views", lambda count: [subset[:count] for subset in SUBSETS])
+    whole, past, past_patients = batch(), [[], [], []], []
+    for step, (patient, sample) in enumerate([("first", 0), ("second", 1), ("first", 1)]):
+        data, target = whole["data"][sample : sample + 1], [scale[sample : sample + 1] for scale in whole["target"]]
+        supervised, pooled = [], []
+        for subset in SUBSETS:
+            logits, features = made.network(data, subset[:1], return_features=True)
+            supervised.append(made.loss(logits, target))
+            pooled.append([stage.mean((2, 3, 4)).detach() for stage in features])
+        terms = []
+        for first, second, negatives in zip(*pooled, past, strict=True):
+            others = [kept for kept, owner in zip(negatives, past_patients, strict=True) if owner != patient]
+            for anchor, positive in ((first, second), (second, first)):
+                scores = [torch.cosine_similarity(anchor, other) / 0.3 for other in (positive, *others)]
+                terms.append(torch.cat(scores).logsumexp(0) - scores[0])
+        contrast = torch.cat(terms).mean()
+        assert (contrast > 1e-3) == (size > 0 and step > 0)
+        expected = (supervised[0] + supervised[1]) / 2 + 0.7 * contrast
+        torch.testing.assert_close(made.compute_loss(data, target, {"keys": [patient]}), expected)
+        added = zip(*pooled, strict=True)
+        past = [[*kept, *new][-size:] if size else [] for kept, new in zip(past, added, strict=True)]
+        past_patients = [*past_patients, patient, patient][-size:] if size else []
+
+
 @pytest.mark.parametrize("labels", LABELS)
 def test_loss_of_stage_3_is_the_teachers_and_the_mean_over_students(monkeypatch, labels):
     made = make(
@@ -165,7 +192,7 @@ def test_the_control_sees_one_random_subset(monkeypatch):
 
 
 def test_the_encoder_of_stage_3_stays_bit_for_bit_also_with_weight_decay():
-    made = make(UniMRSegStage3Trainer, weight_decay=0.1, initial_lr=0.1)
+    made = make(UniMRSegStage3Trainer, weight_decay=0.1, initial_lr=0.1, final_lr=0.0)
     made.on_train_epoch_start()
     before = weights(made.network)
     made.train_step(batch())
@@ -173,6 +200,17 @@ def test_the_encoder_of_stage_3_stays_bit_for_bit_also_with_weight_decay():
     assert not any(key.startswith("encoder.") for key in learned)
     assert any(key.startswith("adapters.") for key in learned)
     assert any(key.startswith("decoder.") for key in learned)
+
+
+@pytest.mark.parametrize("checkpoint_views", [False, True])
+def test_stage_3_without_adapters_teaches_the_decoder_alone(checkpoint_views):
+    made = make(UniMRSegStage3Trainer, adapters=False, checkpoint_views=checkpoint_views)
+    assert made.network.adapters is None
+    assert made.network.state_dict().keys() == make(UniMRSegStage2Trainer).network.state_dict().keys()
+    made.on_train_epoch_start()
+    before = weights(made.network)
+    assert np.isfinite(made.train_step(batch())["loss"])
+    assert parts(changed(before, weights(made.network))) == {"decoder"}
 
 
 def test_stage_1_does_not_look_at_labels_and_teaches_one_head():

@@ -31,6 +31,8 @@ from nnunetv2_unimrseg.views import samples_per_step
 
 GRADIENT_NORM_LIMIT = 12
 """nnU-Net's."""
+SCRATCH = "scratch"
+"""Value of `start_from` for random weights."""
 POLY_EXPONENT = 0.9
 """Of the polynomial decay of the learning rate; nnU-Net's."""
 
@@ -144,6 +146,8 @@ class UniMRSegTrainer(nnUNetTrainer):
             UserError: when the stage before this one has not finished, or `start_from` names no file.
         """
         start_from = getattr(self.settings, "start_from", "")
+        if start_from == SCRATCH:
+            return None
         if start_from:
             path = Path(start_from.replace("{fold}", str(self.fold)))
             if not path.is_file():

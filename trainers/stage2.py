@@ -16,7 +16,10 @@ from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
 
 
 class UniMRSegStage2Trainer(SegmentationTrainer):
-    """Two views of every sample: mean of nnU-Net's loss on both + contrastive_weight * NT-Xent of their features."""
+    """Every `pairs_every`-th step: mean of nnU-Net's loss on two views of each sample + contrastive_weight * NT-Xent.
+
+    The other steps look at one of the two views, with nnU-Net's loss alone.
+    """
 
     section: ClassVar[str] = "stage2"
 
@@ -31,14 +34,21 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
             )
 
         self.memory = NegativesMemory(settings.negatives_memory)
+        self.steps = 0
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
-        views = [self.run_view(self._view, data, target, subsets) for subsets in self._draw_views(len(data))]
+        self.steps += 1
+        first_subsets, second_subsets = self._draw_views(len(data))
+        if self.steps % self.settings.pairs_every:
+            one_of_both = torch.rand(len(data), 1, device=self.device) < 0.5
+            return self.loss(self.network(data, torch.where(one_of_both, first_subsets, second_subsets)), target)
+        patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]])
+        patients = patients.to(self.device, non_blocking=True)
+        views = [self.run_view(self._view, data, target, subsets) for subsets in (first_subsets, second_subsets)]
         (first_loss, *first), (second_loss, *second) = views
         loss = (first_loss + second_loss) / 2
         if self.settings.contrastive_weight == 0:
             return loss
-        patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]], device=self.device)
         if self.is_ddp:
             first, second, patients = (gather_with_gradient(part) for part in (first, second, [patients]))
             patients = patients[0]
@@ -53,7 +63,7 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
             first = draw_subsets(num_samples, count, self.settings)
         else:
             first = torch.ones_like(second)
-        return [first.to(self.device), second.to(self.device)]
+        return [subsets.to(self.device, non_blocking=True) for subsets in (first, second)]
 
     def _view(self, data: Tensor, target: Tensor | list[Tensor], available: Tensor) -> tuple[Tensor, ...]:
         logits, features = self.network(data, available, return_features=True)

@@ -15,6 +15,7 @@ from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.preprocessing import read_absent_files
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+from nnunetv2_unimrseg.views import incomplete_views
 
 
 def full_resolution(logits: Tensor | list[Tensor]) -> Tensor:
@@ -54,17 +55,18 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         return network
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        subsets = self._deal_subsets(len(data))
         loss, teacher_logits, *teacher_features = self.run_view(self._teacher_view, data, target)
         teacher = (teacher_logits.detach(), *(features.detach() for features in teacher_features))
-        subsets = self._deal_subsets(len(data))
         students = [self.run_view(self._student_view, data, target, available, *teacher) for available in subsets]
         return loss + torch.stack(students).mean()
 
     def _deal_subsets(self, num_samples: int) -> list[Tensor]:
         if self.every_subset is not None:
-            return [subset.expand(num_samples, -1).to(self.device) for subset in self.every_subset]
-        views = self.settings.subsets_per_step
-        return list(self.deck.deal(num_samples * views).to(self.device).chunk(views))
+            every_subset = self.every_subset.to(self.device, non_blocking=True)
+            return [subset.expand(num_samples, -1) for subset in every_subset]
+        views = incomplete_views(self.settings, len(self.modalities))
+        return list(self.deck.deal(num_samples * views).to(self.device, non_blocking=True).chunk(views))
 
     def _teacher_view(self, data: Tensor, target: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
         logits, features = self.network(data, skip_adapters=True, return_features=True)

@@ -172,7 +172,8 @@ class ReverseAttentionAdapter(nn.Module):
             missing: `(B, M)`, True for the modalities that a sample lacks.
         """
         any_missing = missing.any(1, keepdim=True)
-        scale = (missing if self.knows_modalities else any_missing).to(self.scale.dtype) @ self.scale
+        # no matrix product: autocast would make it half precision, in which the factors' gradients overflow
+        scale = ((missing if self.knows_modalities else any_missing).unsqueeze(-1) * self.scale).sum(1)
         spatial = [1] * (current.ndim - 2)
         hidden = self.fuse(current + self.inject(previous))
         compensation = scale.view(*scale.shape, *spatial) * hidden

@@ -1,0 +1,268 @@
+"""The tables of docs/benchmarks.md and the README's headline, in Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from benchmark_statistics import (
+    ALL,
+    COMPLETE,
+    INCOMPLETE,
+    LEAVE_ONE_OUT,
+    SINGLE,
+    Benchmark,
+    Figures,
+    differences,
+    figures,
+    seconds,
+    trainings,
+)
+from benchmark_variants import CONTROL, MAIN, STOCK, THREE_STAGES
+
+from nnunetv2_unimrseg.comparison.tables import PERCENT, points
+from nnunetv2_unimrseg.reports.tables import AVAILABLE, MISSING, NOTHING, markdown_escaped
+
+NO_DIFFERENCE = "no difference shown"
+NO_RESULTS = "No results yet.\n"
+
+TRIO = (STOCK, CONTROL, THREE_STAGES)
+SHOWN_GROUPS = (ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Return a Markdown table, whose first `words` columns are words and the others figures."""
+    lines = [heads, [":--"] * words + ["--:"] * (len(heads) - words), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(value: float, sd: float = math.nan) -> str:
+    """Return Dice in percent, and its standard deviation where there is one."""
+    if math.isnan(value):
+        return NOTHING
+    return f"{PERCENT * value:.1f}" + ("" if math.isnan(sd) else f" ± {PERCENT * sd:.1f}")
+
+
+def with_interval(row: pd.Series) -> str:
+    """Return a difference in Dice points with its interval."""
+    if math.isnan(row["mean"]):
+        return NOTHING
+    interval = "" if math.isnan(row["low"]) else f" ({points(row['low'])} to {points(row['high'])})"
+    return points(row["mean"]) + interval
+
+
+def verdict(row: pd.Series) -> str:
+    """Say whether the interval of a difference excludes 0."""
+    return "better" if row["low"] > 0 else "worse" if row["high"] < 0 else NO_DIFFERENCE
+
+
+def short(benchmark: Benchmark, variant: str) -> str:
+    """Return a variant's name for a table."""
+    return markdown_escaped(benchmark.about(variant).split(":")[0])
+
+
+def runs_of(own: Figures) -> str:
+    """Say how many runs there are."""
+    product = f"{own.folds} x {own.seeds}"
+    return f"{own.runs} ({product})" if own.runs == own.folds * own.seeds else f"{own.runs} (of {product})"
+
+
+def present(benchmark: Benchmark, variants: Iterable[str]) -> list[str]:
+    """Return which of the variants have results."""
+    return [variant for variant in variants if variant in benchmark.variants]
+
+
+def trio(benchmark: Benchmark) -> list[str]:
+    """Return which of stock, control and three stages have results, where they have folds and seeds in common."""
+    variants = present(benchmark, TRIO)
+    return variants if variants and benchmark.runs(variants) else []
+
+
+def ablated(benchmark: Benchmark) -> list[str]:
+    """Return the variants that are compared with the three stages."""
+    variants = [variant for variant in benchmark.variants if variant not in TRIO]
+    there = THREE_STAGES in benchmark.variants
+    return [variant for variant in variants if there and benchmark.runs([variant, THREE_STAGES])]
+
+
+def caption(benchmark: Benchmark) -> str:
+    """Say which results follow."""
+    return f"{markdown_escaped(benchmark.dataset)}, {benchmark.budget} passes a run:\n\n"
+
+
+def main_tables(benchmark: Benchmark) -> str:
+    """Return the figures of the main variants, and their differences to the control."""
+    variants = present(benchmark, MAIN)
+    rows = []
+    for variant in variants:
+        own = figures(benchmark, variant)
+        means = [percent(own.means[group], own.sd_over_seeds[group]) for group in SHOWN_GROUPS]
+        worst = f"{percent(own.subsets.min())} ({markdown_escaped(own.subsets.idxmin())})"
+        spread = percent(own.subsets.std(ddof=0))
+        rows.append([short(benchmark, variant), runs_of(own), str(own.patients), *means, spread, worst])
+    heads = ["Dice (%)", "runs (folds x seeds)", "patients", *SHOWN_GROUPS, "sd over subsets", "worst subset"]
+    text = caption(benchmark) + markdown(heads, rows)
+    pairs = [(variant, CONTROL) for variant in variants if variant != CONTROL] + [(THREE_STAGES, STOCK)]
+    rows = []
+    for variant, baseline in pairs:
+        if {variant, baseline} <= set(variants) and benchmark.runs([variant, baseline]):
+            table = differences(benchmark, variant, baseline)
+            name = f"{short(benchmark, variant)} - {short(benchmark, baseline)}"
+            cells = [with_interval(table.loc[group]) for group in SHOWN_GROUPS]
+            rows.append([name, str(len(benchmark.runs([variant, baseline]))), *cells])
+    if not rows:
+        return text
+    return f"{text}\nPaired differences in Dice points:\n\n" + markdown(["", "runs", *SHOWN_GROUPS], rows)
+
+
+def subset_table(benchmark: Benchmark) -> str:
+    """Return the Dice of every subset for stock, control and three stages, and the difference of the last two."""
+    variants = trio(benchmark)
+    if not variants:
+        return NO_RESULTS
+    own = [figures(benchmark, variant, benchmark.runs(variants)).subsets for variant in variants]
+    heads = [*map(markdown_escaped, benchmark.modalities), *(short(benchmark, variant) for variant in variants)]
+    compared = {CONTROL, THREE_STAGES} <= set(variants)
+    if compared:
+        heads.append(f"{short(benchmark, THREE_STAGES)} - {short(benchmark, CONTROL)}")
+        change = differences(benchmark, THREE_STAGES, CONTROL, {name: [name] for name in benchmark.subsets})
+    rows = []
+    for name, subset in benchmark.subsets.items():
+        circles = [AVAILABLE if available else MISSING for available in subset]
+        last = [with_interval(change.loc[name])] if compared else []
+        rows.append([*circles, *(percent(values[name]) for values in own), *last])
+    return caption(benchmark) + markdown(heads, rows, words=len(benchmark.modalities))
+
+
+def ablation_table(benchmark: Benchmark) -> str:
+    """Return the differences of every other variant to the three stages."""
+    rows = []
+    for variant in ablated(benchmark):
+        runs = benchmark.runs([variant, THREE_STAGES])
+        own = figures(benchmark, variant, runs).means[INCOMPLETE]
+        full = figures(benchmark, THREE_STAGES, runs).means[INCOMPLETE]
+        change = differences(benchmark, variant, THREE_STAGES)
+        cells = [percent(own), percent(full), *(with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE))]
+        rows.append(
+            [f"`{variant}`", markdown_escaped(benchmark.about(variant)), verdict(change.loc[INCOMPLETE]),
+             str(len(runs)), *cells]
+        )  # fmt: skip
+    heads = [
+        "variant", "what it is", "incomplete input", "runs", "its Dice, incomplete", "three stages, incomplete",
+        "difference, incomplete", "difference, complete",
+    ]  # fmt: skip
+    return caption(benchmark) + markdown(heads, rows, words=3) if rows else NO_RESULTS
+
+
+def settings_tables(benchmark: Benchmark) -> str:
+    """Return what all runs have in common, and the trainings and times of every variant."""
+    first = benchmark.records[0]
+    rows = {
+        "plans, configuration": f"{first['plans']}, {first['configuration']}",
+        "modalities": ", ".join(benchmark.modalities),
+        "patch": f"{' x '.join(map(str, first['patch_size']))} voxels",
+        "batch": str(first["batch_size"]),
+        "features by stage": ", ".join(map(str, first["features_per_stage"])),
+        "budget of a run": f"{benchmark.budget} passes forward and backward of the network over a patch",
+        "arithmetic of predictions": first["prediction"],
+        "device": _different(record["device"] for record in benchmark.records),
+        "versions": _different(
+            ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+            for record in benchmark.records
+        ),
+    }
+    text = caption(benchmark) + markdown(
+        ["setting", "value"], ([name, markdown_escaped(value)] for name, value in rows.items()), words=2
+    )
+    times = {variant: _median_seconds(benchmark, variant) for variant in benchmark.variants}
+    table = []
+    for variant, time in times.items():
+        chain = trainings(benchmark.records_of(variant)[0])
+        ratio = time / times.get(CONTROL, math.nan)
+        cells = [NOTHING if math.isnan(time) else f"{time:.0f}", NOTHING if math.isnan(ratio) else f"{ratio:.2f}"]
+        epochs = ", ".join(f"{one['section']} {one['epochs']}" for one in chain)
+        changed = "; ".join(f"{one['section']}: {_in_words(one['settings'])}" for one in chain if one["settings"])
+        passes = str(sum(one["passes"] for one in chain))
+        table.append([f"`{variant}`", *map(markdown_escaped, (epochs, changed)), passes, *cells])
+    heads = ["variant", "trainings, epochs", "settings besides the defaults", "passes", "seconds, median", "/ control"]
+    return f"{text}\n" + markdown(heads, table, words=3)
+
+
+def _median_seconds(benchmark: Benchmark, variant: str) -> float:
+    known = [value for value in map(seconds, benchmark.records_of(variant)) if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
+
+
+def _different(values: Iterable[str]) -> str:
+    return "; ".join(sorted(set(values)))
+
+
+def headline(benchmark: Benchmark) -> str:
+    """Return the small table of the README and what it shows, in a sentence."""
+    variants = trio(benchmark)
+    if not variants:
+        return ""
+    runs = benchmark.runs(variants)
+    rows = []
+    for variant in variants:
+        means = figures(benchmark, variant, runs).means
+        cells = [percent(means[group]) for group in (COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)]
+        change = NOTHING
+        if CONTROL in variants and variant != CONTROL:
+            change = with_interval(differences(benchmark, variant, CONTROL).loc[INCOMPLETE])
+        rows.append([short(benchmark, variant), *cells, change])
+    heads = ["Dice (%)", COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE, "incomplete: difference to control"]
+    return markdown(heads, rows) + "".join(f"\n{line}\n" for line in [_sentence(benchmark)] if line)
+
+
+def _sentence(benchmark: Benchmark) -> str:
+    """Say how the three stages compare with the control on incomplete and with stock nnU-Net on complete input."""
+    incomplete = f"incomplete input (mean over the {len(benchmark.groups[INCOMPLETE])} incomplete subsets)"
+    told = []
+    for baseline, name, group, where in (
+        (CONTROL, "the control", INCOMPLETE, incomplete),
+        (STOCK, "stock nnU-Net", COMPLETE, "complete input"),
+    ):
+        if {baseline, THREE_STAGES} <= set(trio(benchmark)):
+            row = differences(benchmark, THREE_STAGES, baseline).loc[group]
+            found = verdict(row)
+            same = found == NO_DIFFERENCE
+            said = f"no difference to {name} is shown" if same else f"the three stages are {found} than {name}"
+            told.append(f"on {where}, {said}: {with_interval(row)} Dice points")
+    if not told:
+        return ""
+    own = figures(benchmark, THREE_STAGES, benchmark.runs(trio(benchmark)))
+    scope = ", ".join(_several(*one) for one in ((own.patients, "patient"), (own.folds, "fold"), (own.seeds, "seed")))
+    text = f"{'; '.join(told)} (95 % bootstrap intervals over patients; {scope}, {benchmark.budget} passes a run)."
+    return text[0].upper() + text[1:]
+
+
+def _several(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def cost_tables(folder: Path) -> str:
+    """Return the tables of all files of `benchmark_cost.py`."""
+    texts = []
+    for path in sorted(folder.glob("*.json")):
+        measured = json.loads(path.read_text())
+        origin = [measured[key] for key in ("hardware", "versions", "command") if measured.get(key)]
+        texts.append("; ".join(map(_in_words, origin)) + "\n")
+        for table in measured["tables"]:
+            heads, *rows = ([markdown_escaped(str(cell)) for cell in row] for row in (table["columns"], *table["rows"]))
+            note = f"\n{table['note']}\n" if table.get("note") else ""
+            texts.append(f"**{markdown_escaped(table['title'])}**\n\n{markdown(heads, rows)}{note}")
+    return "\n".join(texts) or NO_RESULTS
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
