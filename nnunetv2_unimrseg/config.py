@@ -80,14 +80,8 @@ class SubsetSamplingConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """How several views of a sample fit into one training step."""
+    """How several views of a sample fit into memory."""
 
-    views_share_batch: bool = option(
-        True,
-        "Whether the views of a step together make up the planned batch (its size divided by their number, at least "
-        "one sample), so that a step costs what stock nnU-Net's does. False: every view has the planned batch size.",
-        choices=(False, True),
-    )
     checkpoint_views: bool = option(
         False,
         "Keep only one view's activations in memory and compute them again in the backward pass (about a third "
@@ -101,7 +95,7 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 1, multi-granular modality reconstruction (paper section 3.1)."""
 
     num_epochs: int = option(
-        100,
+        50,
         "Epochs. One forward-backward pass a step: a tenth of stock nnU-Net's budget; a short stage 1 left more "
         "passes for stage 2, which did better in the prototype.",
         low=1,
@@ -132,12 +126,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        300, "Epochs. Two views a step: six tenths of stock nnU-Net's forward-backward passes.", low=1
-    )
-    final_lr: float = option(
-        2.35e-3,
-        "Learning rate at the end, where stage 3 goes on: the polynomial decay runs through both stages.",
-        low=0.0,
+        600, "Epochs. Two views a step: six tenths of stock nnU-Net's forward-backward passes.", low=1
     )
     views: str = option(
         "complete_and_incomplete",
@@ -178,7 +167,9 @@ class Stage3Config(TrainingConfig, ViewsConfig):
         "Epochs. 1 + subsets_per_step views a step: three tenths of stock nnU-Net's forward-backward passes.",
         low=1,
     )
-    initial_lr: float = option(2.35e-3, "Learning rate at epoch 0: where stage 2's ended.", low=0.0)
+    initial_lr: float = option(
+        2.5e-3, "Learning rate at epoch 0: a quarter of nnU-Net's, since the decoder is already trained.", low=0.0
+    )
     subsets_per_step: int | str = option(
         1,
         "Incomplete views of each patch in a step, dealt from a shuffled deck; 'all' takes every incomplete subset "

@@ -17,7 +17,6 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
-from nnunetv2_unimrseg.views import incomplete_views, samples_per_step
 
 CHECKPOINTED_STAGES = ("stage2", "stage3")
 """The stages that can compute their views one after another (`checkpoint_views`)."""
@@ -82,33 +81,25 @@ def _values_in_features(arch_kwargs: Mapping[str, Any], patch_size: Sequence[int
     return total
 
 
-def step_costs(
-    cost: ViewCost, config: UniMRSegConfig, num_modalities: int, batch_size: int, one_by_one: Collection[str]
-) -> dict[str, int]:
-    """Return what a training step of each stage holds.
+def stage_costs(cost: ViewCost, incomplete_views: int, one_by_one: Collection[str]) -> dict[str, int]:
+    """Return what a training step of each stage holds, per sample of the batch.
 
-    Stage 1 sees one view of each sample, stage 2 two, stage 3 the complete one and others through the adapters. One
-    view at a time, stage 3 still holds the complete view's features, which teach the others. They count half: nnU-Net's
+    Stage 1 sees one view, stage 2 two, stage 3 the complete one and `incomplete_views` through the adapters. One view
+    at a time, stage 3 still holds the complete view's features, which teach the others. They count half: nnU-Net's
     measure stands for a convolution's output and what follows it in the backward pass (4.6 bytes a value under
     half precision, measured), kept features are their 2 bytes alone.
 
     Args:
         cost: of one view.
-        config: the configuration's settings (views, and whether they share the batch).
-        num_modalities: number of modalities.
-        batch_size: of the plans.
+        incomplete_views: views a step in stage 3 besides the complete one.
         one_by_one: the stages that hold one view at a time.
     """
-    per_sample = {
+    return {
         "stage1": cost.plain,
         "stage2": cost.plain if "stage2" in one_by_one else 2 * cost.plain,
         "stage3": (
             cost.adapted + cost.features // 2
             if "stage3" in one_by_one
-            else cost.plain + incomplete_views(config.stage3, num_modalities) * cost.adapted
+            else cost.plain + incomplete_views * cost.adapted
         ),
-    }
-    return {
-        stage: value * samples_per_step(getattr(config, stage), num_modalities, batch_size)
-        for stage, value in per_sample.items()
     }

@@ -17,9 +17,10 @@ from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.planners.memory import (
     CHECKPOINTED_STAGES,
     ViewCost,
-    step_costs,
+    stage_costs,
     view_cost,
 )
+from nnunetv2_unimrseg.views import incomplete_views
 
 PLANS_NAME = "nnUNetUniMRSegPlans"
 STOCK_PLANS_NAME = "nnUNetPlans"
@@ -104,9 +105,8 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
                 f"{self.UNet_min_batch_size}. Give more memory with -gpu_memory_target."
             ) from error
         budget = self._budget(len(spacing))
-        cost = self._view_cost(plan["architecture"], plan["patch_size"])
-        while plan["batch_size"] > self.UNet_min_batch_size and self._lowest_cost(cost, plan["batch_size"]) > budget:
-            plan["batch_size"] -= 1
+        lowest = self._lowest_cost(self._view_cost(plan["architecture"], plan["patch_size"]))
+        plan["batch_size"] = max(self.UNet_min_batch_size, min(plan["batch_size"], int(budget // lowest)))
         plan["architecture"] = narrowed(plan["architecture"], self.base_features)
         one_by_one = self._stages_one_by_one(plan, budget)
         self._one_by_one[name] = one_by_one
@@ -134,7 +134,7 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         }
         cost = self._view_cost(architecture, patch_size)
         batch_of_reference = self._batch_of_reference(len(patch_size))
-        return max(cost.plain, self._lowest_cost(cost, self.UNet_min_batch_size) / batch_of_reference)
+        return max(cost.plain, self._lowest_cost(cost) * self.UNet_min_batch_size / batch_of_reference)
 
     def save_plans(self, plans: dict) -> None:
         """Write the plans as nnU-Net does, with a record of the memory target and of what it led to."""
@@ -154,21 +154,20 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
             )
         return self._view_costs[key]
 
-    def _lowest_cost(self, cost: ViewCost, batch_size: int) -> int:
-        """Return the costliest stage's need, with views one after another wherever the user allows it."""
+    def _incomplete_views(self) -> int:
+        return incomplete_views(UniMRSegConfig.from_dict(self._settings).stage3, self.num_modalities)
+
+    def _lowest_cost(self, cost: ViewCost) -> int:
+        """Return the costliest stage's need, per sample, with views one after another wherever the user allows it."""
         allowed = [
             stage for stage in CHECKPOINTED_STAGES if self._settings.get(stage, {}).get("checkpoint_views") is not False
         ]
-        return max(self._step_costs(cost, batch_size, allowed).values())
-
-    def _step_costs(self, cost: ViewCost, batch_size: int, one_by_one: Sequence[str]) -> dict[str, int]:
-        config = UniMRSegConfig.from_dict(self._settings)
-        return step_costs(cost, config, self.num_modalities, batch_size, one_by_one)
+        return max(stage_costs(cost, self._incomplete_views(), allowed).values())
 
     def _stages_one_by_one(self, plan: Mapping[str, Any], budget: float) -> list[str]:
         cost = self._view_cost(plan["architecture"], plan["patch_size"])
-        at_once = self._step_costs(cost, plan["batch_size"], ())
-        return [stage for stage in CHECKPOINTED_STAGES if at_once[stage] > budget]
+        at_once = stage_costs(cost, self._incomplete_views(), ())
+        return [stage for stage in CHECKPOINTED_STAGES if at_once[stage] * plan["batch_size"] > budget]
 
     def _batch_of_reference(self, num_axes: int) -> int:
         return self.UNet_reference_val_corresp_bs_2d if num_axes == 2 else self.UNet_reference_val_corresp_bs_3d

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--passes", type=int, help="budget of a run, in passes of a patch (a step of batch 2 is 2)")
     parser.add_argument("--epochs", type=int, default=50, help="epochs that the budget is divided into (default: 50)")
-    parser.add_argument("--initial_lr", type=float, help="of every variant instead of its stages' own; see --list")
+    parser.add_argument("--initial_lr", type=float, help="instead of nnU-Net's 0.01; all stages scale with it")
     parser.add_argument("--variants", nargs="+", default=list(MAIN), metavar="VARIANT", help="names, or 'all'")
     parser.add_argument("-o", type=Path, metavar="BENCHMARK", help="folder for trainings and results")
     parser.add_argument("-device", default="cuda", choices=("cpu", "cuda"))
@@ -72,9 +72,9 @@ def chain_of(variant: str, args: argparse.Namespace, dataset: str, fold: int, se
     previous = None
     chain = []
     for section, share in chosen.shares.items():
-        own = dict(chosen.settings.get(section, {}))
+        own = all_settings(section, chosen.settings.get(section, {}))
         if args.initial_lr is not None:
-            own = scaled_learning_rates(section, own, args.initial_lr)
+            own = scaled_learning_rates(own, args.initial_lr)
         settings = {**settings, section: own}
         previous = Task(
             dataset=dataset, plans=args.p, configuration=args.c, fold=fold, seed=seed,
@@ -85,14 +85,19 @@ def chain_of(variant: str, args: argparse.Namespace, dataset: str, fold: int, se
     return tuple(chain)
 
 
-def scaled_learning_rates(section: str, settings: dict[str, Any], initial_lr: float) -> dict[str, Any]:
-    """Return settings whose learning rates are those of nnU-Net's 0.01 scaled to `initial_lr`."""
-    from nnunetv2_unimrseg.config import ModalityDropoutConfig, UniMRSegConfig
+def all_settings(section: str, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of a section, the defaults too, so that results tell when a default has changed."""
+    from nnunetv2_unimrseg.config import UniMRSegConfig
 
-    defaults = getattr(UniMRSegConfig(), section)
-    factor = initial_lr / ModalityDropoutConfig().initial_lr
-    rates = {name: settings.get(name, getattr(defaults, name)) for name in ("initial_lr", "final_lr")}
-    return {**settings, **{name: rate * factor for name, rate in rates.items()}}
+    return asdict(getattr(UniMRSegConfig.from_dict({section: changed}), section))
+
+
+def scaled_learning_rates(settings: dict[str, Any], initial_lr: float) -> dict[str, Any]:
+    """Return settings whose learning rates are scaled as nnU-Net's 0.01 to `initial_lr`."""
+    from nnunetv2_unimrseg.config import TrainingConfig
+
+    factor = initial_lr / TrainingConfig().initial_lr
+    return {**settings, **{name: settings[name] * factor for name in ("initial_lr", "final_lr")}}
 
 
 def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:

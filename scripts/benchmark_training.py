@@ -25,7 +25,7 @@ class Task:
         passes: patches that pass forward and backward in this training.
         epochs: how many epochs they are divided into.
         section: of the configuration, which names the trainer.
-        settings: of all sections so far.
+        settings: of all sections so far, each with all its fields.
         previous: the training whose weights this one starts from.
     """
 
@@ -101,10 +101,10 @@ def _workers(device: str) -> str:
 
 def _passes_per_step(task: Task, batch_size: int, modalities: Any) -> float:
     from nnunetv2_unimrseg.config import UniMRSegConfig
-    from nnunetv2_unimrseg.views import passes_per_step
+    from nnunetv2_unimrseg.views import passes_per_sample
 
     settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
-    return passes_per_step(settings, len(modalities), batch_size)
+    return batch_size * passes_per_sample(settings, len(modalities))
 
 
 def _trainer(task: Task, output: Path, device: Any) -> Any:
@@ -122,10 +122,10 @@ def _trainer(task: Task, output: Path, device: Any) -> Any:
     batch_size = plans["configurations"][task.configuration]["batch_size"]
     cost = _passes_per_step(task, batch_size, Modalities.from_dataset_json(dataset_json))
     own = {
+        **task.settings[task.section],
         "num_epochs": task.epochs,
         "num_iterations_per_epoch": max(1, round(task.passes / cost / task.epochs)),
         "num_val_iterations_per_epoch": 2,
-        **task.settings.get(task.section, {}),
     }
     if task.previous is None and task.section in PREVIOUS_STAGE:
         own["start_from"] = SCRATCH

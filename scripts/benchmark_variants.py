@@ -29,13 +29,13 @@ class Variant:
     settings: Mapping[str, Settings] = field(default_factory=dict)
 
 
-HANDOVER = {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}
-"""Shares of the default three stages; those of `config.py`'s epochs (a test compares them)."""
+SHARES = {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}
+"""Shares of the three stages; those of the default epochs of `config.py` (a test compares them)."""
 
 
-def three_stages(about: str, shares: Mapping[str, float] = HANDOVER, **settings: Settings) -> Variant:
+def three_stages(about: str, **settings: Settings) -> Variant:
     """Return all three stages with some settings changed."""
-    return Variant(about, shares, settings)
+    return Variant(about, SHARES, settings)
 
 
 STOCK = "stock"
@@ -48,10 +48,55 @@ MAIN = {
         {"modality_dropout": 1.0},
         {"modality_dropout": {"subset_sampling": "per_modality", "dropout_probability": 0.0}},
     ),
-    CONTROL: Variant("control: stock nnU-Net with modality dropout", {"modality_dropout": 1.0}),
-    "stage2": Variant("stage 2 alone, from scratch", {"stage2": 1.0}, {"stage2": {"final_lr": 0.0}}),
-    "stages_1_2": Variant("stages 1 and 2", {"stage1": 0.05, "stage2": 0.95}, {"stage2": {"final_lr": 0.0}}),
+    CONTROL: Variant("control: stock nnU-Net with modality dropout, all subsets alike", {"modality_dropout": 1.0}),
+    "control_20": Variant(
+        "control that drops each modality with probability 0.2",
+        {"modality_dropout": 1.0},
+        {"modality_dropout": {"subset_sampling": "per_modality", "dropout_probability": 0.2}},
+    ),
+    "stage2": Variant("stage 2 alone, from scratch", {"stage2": 1.0}),
+    "stages_1_2": Variant("stages 1 and 2", {"stage1": SHARES["stage1"], "stage2": 1 - SHARES["stage1"]}),
     THREE_STAGES: three_stages("all three stages"),
 }
 
-VARIANTS = {**MAIN}
+STAGE_1 = {
+    "no_stage1": Variant(
+        "no stage 1: its share goes to stage 2",
+        {"stage2": SHARES["stage1"] + SHARES["stage2"], "stage3": SHARES["stage3"]},
+    ),
+    "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
+    "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
+    "mask_block_4": three_stages("masked blocks of 4 voxels", stage1={"mask_block_size": 4}),
+    "mask_block_16": three_stages("masked blocks of 16 voxels", stage1={"mask_block_size": 16}),
+    "mask_ratio_50": three_stages("half of the blocks masked", stage1={"mask_ratio": 0.5}),
+}
+
+STAGE_2 = {
+    "two_subsets": three_stages("two random subsets as the pair", stage2={"views": "two_subsets"}),
+    "pairs_every_step": three_stages("pairs in every step (the paper's)", stage2={"pairs_every": 1}),
+    "no_contrast": three_stages("no contrastive loss", stage2={"contrastive_weight": 0.0}),
+    "contrast_1": three_stages("contrastive weight 1", stage2={"contrastive_weight": 1.0}),
+    "temperature_01": three_stages("temperature 0.1", stage2={"temperature": 0.1}),
+    "no_memory": three_stages("no memory of negatives", stage2={"negatives_memory": 0}),
+}
+
+STAGE_3 = {
+    "no_adapters": three_stages("no adapters: the decoder alone learns", stage3={"adapters": False}),
+    "adapters_any": three_stages(
+        "adapters know only that something is missing (the paper's)", stage3={"adapters_know_modalities": False}
+    ),
+    "no_reverse_attention": three_stages("adapters without reverse attention", stage3={"reverse_attention": False}),
+    "no_feature_consistency": three_stages("no feature consistency", stage3={"feature_weight": 0.0}),
+    "no_prediction_consistency": three_stages("no prediction consistency", stage3={"prediction_weight": 0.0}),
+    "no_consistency": three_stages("neither consistency", stage3={"feature_weight": 0.0, "prediction_weight": 0.0}),
+    "no_incomplete_labels": three_stages(
+        "labels on the complete view only (the paper's)", stage3={"incomplete_label_weight": 0.0}
+    ),
+    "subsets_3": three_stages("three incomplete views a step", stage3={"subsets_per_step": 3}),
+    "subsets_all": three_stages("all incomplete views in every step", stage3={"subsets_per_step": "all"}),
+    "no_encoder_gradients": three_stages(
+        "no gradients through the frozen encoder", stage3={"gradients_through_encoder": False}
+    ),
+}
+
+VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3}

@@ -8,20 +8,19 @@ import pytest
 
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.views import passes_per_step
+from nnunetv2_unimrseg.views import passes_per_sample
 
 
 @pytest.mark.parametrize("num_modalities", [2, 3, 4, 6])
 def test_three_stages_cost_what_one_stock_training_costs(num_modalities):
-    config, stock, batch_size = UniMRSegConfig(), TrainingConfig(), 2
+    config, stock = UniMRSegConfig(), TrainingConfig()
     stages = (config.stage1, config.stage2, config.stage3)
     passes = sum(
-        settings.num_epochs * settings.num_iterations_per_epoch * passes_per_step(settings, num_modalities, batch_size)
+        settings.num_epochs * settings.num_iterations_per_epoch * passes_per_sample(settings, num_modalities)
         for settings in stages
     )
-    stock_passes = stock.num_epochs * stock.num_iterations_per_epoch * batch_size
     assert (stock.num_epochs, stock.num_iterations_per_epoch) == (1000, 250)
-    assert passes == pytest.approx(stock_passes, rel=0.01)
+    assert passes == pytest.approx(stock.num_epochs * stock.num_iterations_per_epoch, rel=0.01)
     assert {settings.num_val_iterations_per_epoch for settings in stages} == {stock.num_val_iterations_per_epoch}
 
 

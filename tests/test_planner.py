@@ -14,8 +14,9 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.planners.memory import ViewCost, step_costs, view_cost
+from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 from nnunetv2_unimrseg.planners.planner import PLANS_NAME, UniMRSegPlanner
+from nnunetv2_unimrseg.views import incomplete_views
 
 DATASET = "Dataset007_Tiny"
 NAMES = ("FLAIR", "T1", "T1ce", "T2")
@@ -55,36 +56,11 @@ def planned(dataset: Path, **options: object) -> dict:
     return json.loads((dataset / f"{options.get('plans_name', PLANS_NAME)}.json").read_text())
 
 
-def user_sets(dataset: Path, settings: dict, configurations: tuple[str, ...] = ("2d", "3d_fullres")) -> None:
-    """Write `{section: {field: value}}` into the plans, as `unimrseg configure` does."""
-    path = dataset / f"{PLANS_NAME}.json"
-    plans = json.loads(path.read_text())
-    for name in configurations:
-        sections = plans["configurations"][name].setdefault("unimrseg", {})
-        for section, values in settings.items():
-            sections.setdefault(section, {}).update(values)
-    path.write_text(json.dumps(plans))
-
-
-def sharing(shared: bool, subsets_per_step: int | str = 2) -> dict:
-    return {
-        "stage2": {"views_share_batch": shared},
-        "stage3": {"views_share_batch": shared, "subsets_per_step": subsets_per_step},
-    }
-
-
-def chosen(configuration: dict) -> list[str]:
-    """Return the stages whose views are computed one after another."""
-    return [stage for stage, values in configuration.get("unimrseg", {}).items() if values.get("checkpoint_views")]
-
-
 def test_memory_is_saved_by_one_view_at_a_time_before_batch_and_patch(dataset):
-    planned(dataset)
-    user_sets(dataset, sharing(False))
     roomy = planned(dataset, gpu_memory_target_in_gb=4000.0)["configurations"]["3d_fullres"]
-    assert not chosen(roomy)
+    assert not roomy.get("unimrseg")
     usual = planned(dataset)["configurations"]["3d_fullres"]
-    assert chosen(usual) == ["stage2", "stage3"]
+    assert usual["unimrseg"] == {"stage2": {"checkpoint_views": True}, "stage3": {"checkpoint_views": True}}
     assert usual["batch_size"] >= 2
     small = planned(dataset, gpu_memory_target_in_gb=8.0)["configurations"]["3d_fullres"]
     assert small["batch_size"] == 2
@@ -115,25 +91,10 @@ def test_the_measure_of_a_view_is_nnunets(dataset, monkeypatch):
     assert view_cost(architecture, patch, 4, 3, {"stage3": {"adapters": False}}).adapted == cost.plain
 
 
-BOTH = ("stage2", "stage3")
-
-
-@pytest.mark.parametrize(
-    ("shared", "subsets", "batch", "one_by_one", "expected"),
-    [
-        (True, 2, 2, (), {"stage1": 20, "stage2": 20, "stage3": 40}),
-        (True, 2, 2, BOTH, {"stage1": 20, "stage2": 10, "stage3": 17}),
-        (True, 2, 13, (), {"stage1": 130, "stage2": 6 * 20, "stage3": 4 * 40}),
-        (True, 2, 13, ("stage3",), {"stage1": 130, "stage2": 6 * 20, "stage3": 4 * 17}),
-        (True, "all", 2, (), {"stage1": 20, "stage2": 20, "stage3": 10 + 14 * 15}),
-        (False, 2, 3, (), {"stage1": 30, "stage2": 3 * 20, "stage3": 3 * 40}),
-        (False, 2, 3, BOTH, {"stage1": 30, "stage2": 3 * 10, "stage3": 3 * 17}),
-    ],
-)
-def test_costs_of_the_stages(shared, subsets, batch, one_by_one, expected):
+def test_costs_of_the_stages():
     cost = ViewCost(plain=10, adapted=15, features=4)
-    config = UniMRSegConfig.from_dict(sharing(shared, subsets))
-    assert step_costs(cost, config, 4, batch, one_by_one) == expected
+    assert stage_costs(cost, 2, ()) == {"stage1": 10, "stage2": 20, "stage3": 40}
+    assert stage_costs(cost, 2, ("stage2", "stage3")) == {"stage1": 10, "stage2": 10, "stage3": 17}
 
 
 def test_base_features_narrow_the_same_topology(dataset):
@@ -156,34 +117,32 @@ def test_data_folders_are_its_own(dataset):
 
 
 def test_user_settings_survive_planning_again(dataset):
-    planned(dataset)
-    settings = {**sharing(False), "stage1": {"num_epochs": 7}}
-    user_sets(dataset, settings)
+    plans = planned(dataset)
+    plans["configurations"]["3d_fullres"]["unimrseg"]["stage1"] = {"num_epochs": 7}
+    (dataset / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
     again = planned(dataset)["configurations"]["3d_fullres"]["unimrseg"]
     assert again["stage1"] == {"num_epochs": 7}
-    assert again["stage2"] == {"views_share_batch": False, "checkpoint_views": True}
-    roomy = planned(dataset, gpu_memory_target_in_gb=4000.0)["configurations"]["3d_fullres"]["unimrseg"]
-    assert roomy == settings
+    assert again["stage2"] == {"checkpoint_views": True}
 
 
 def test_what_the_planner_chose_is_chosen_anew_and_what_the_user_chose_stays(dataset):
     planned(dataset)
-    user_sets(dataset, sharing(False))
-    usual = planned(dataset)["configurations"]
-    assert chosen(usual["2d"]) == chosen(usual["3d_fullres"]) == ["stage2", "stage3"]
-    user_sets(dataset, {"stage2": {"checkpoint_views": False}}, ("2d",))
+    path = dataset / f"{PLANS_NAME}.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["2d"]["unimrseg"]["stage2"]["checkpoint_views"] = False
+    path.write_text(json.dumps(plans))
     roomy = planned(dataset, gpu_memory_target_in_gb=4000.0)["configurations"]
-    assert roomy["3d_fullres"]["unimrseg"] == sharing(False)
-    kept = sharing(False)
-    kept["stage2"]["checkpoint_views"] = False
-    assert roomy["2d"]["unimrseg"] == kept
+    assert "unimrseg" not in roomy["3d_fullres"]
+    assert roomy["2d"]["unimrseg"] == {"stage2": {"checkpoint_views": False}}
 
 
 def test_a_stage_that_must_hold_all_views_gets_a_smaller_batch_or_patch(dataset):
-    planned(dataset)
-    user_sets(dataset, sharing(False))
     usual = planned(dataset)["configurations"]
-    user_sets(dataset, {"stage3": {"checkpoint_views": False}})
+    path = dataset / f"{PLANS_NAME}.json"
+    plans = json.loads(path.read_text())
+    for name in ("2d", "3d_fullres"):
+        plans["configurations"][name]["unimrseg"]["stage3"]["checkpoint_views"] = False
+    path.write_text(json.dumps(plans))
     held = planned(dataset)["configurations"]
     assert held["2d"]["patch_size"] == usual["2d"]["patch_size"]
     assert held["2d"]["batch_size"] < usual["2d"]["batch_size"]
@@ -191,32 +150,17 @@ def test_a_stage_that_must_hold_all_views_gets_a_smaller_batch_or_patch(dataset)
     assert np.prod(held["3d_fullres"]["patch_size"]) < np.prod(usual["3d_fullres"]["patch_size"])
 
 
-def test_views_that_share_the_batch_leave_the_stock_patch_and_batch(dataset):
-    nnUNetPlannerResEncL(7).plan_experiment()
-    stock = json.loads((dataset / "nnUNetResEncUNetLPlans.json").read_text())["configurations"]
-    planned(dataset)
-    sizes = {}
-    for shared in (True, False):
-        user_sets(dataset, sharing(shared))
-        made = planned(dataset)["configurations"]
-        sizes[shared] = {name: (made[name]["patch_size"], made[name]["batch_size"]) for name in ("2d", "3d_fullres")}
-    assert sizes[True] == {name: (stock[name]["patch_size"], stock[name]["batch_size"]) for name in sizes[True]}
-    assert all(sizes[False][name] != sizes[True][name] for name in sizes[True])
-
-
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("target", [6.0, 24.0, 60.0])
-def test_the_costliest_stage_keeps_to_the_memory_target(dataset, target, shared):
-    planned(dataset)
-    user_sets(dataset, sharing(shared))
-    made = planned(dataset, gpu_memory_target_in_gb=target)["configurations"]
-    for name, reference in {"2d": 380_000_000 * 12, "3d_fullres": 2_100_000_000 * 2}.items():
-        plan = made[name]
-        settings = plan["unimrseg"]
-        assert settings["stage2"]["views_share_batch"] is settings["stage3"]["views_share_batch"] is shared
-        cost = view_cost(plan["architecture"], plan["patch_size"], 4, 3, settings)
-        needed = step_costs(cost, UniMRSegConfig.from_dict(settings), 4, plan["batch_size"], chosen(plan))
-        assert max(needed.values()) <= reference * target / 24
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+def test_the_costliest_stage_keeps_to_the_memory_target(dataset, target, name):
+    plan = planned(dataset, gpu_memory_target_in_gb=target)["configurations"][name]
+    settings = plan.get("unimrseg", {})
+    cost = view_cost(plan["architecture"], plan["patch_size"], 4, 3, settings)
+    one_by_one = [stage for stage, values in settings.items() if values.get("checkpoint_views")]
+    incomplete = incomplete_views(UniMRSegConfig.from_dict(settings).stage3, 4)
+    needed = max(stage_costs(cost, incomplete, one_by_one).values()) * plan["batch_size"]
+    allowed = {"2d": 380_000_000 * 12, "3d_fullres": 2_100_000_000 * 2}[name] * target / 24
+    assert needed <= allowed
 
 
 def test_plans_of_another_planner_are_not_replaced(dataset):

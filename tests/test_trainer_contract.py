@@ -123,13 +123,13 @@ CASES = [
 @pytest.mark.parametrize("kind", ["classes", "regions"])
 @pytest.mark.parametrize(("trainer", "config", "adapters"), CASES)
 def test_checkpointed_views_give_the_same_loss_and_gradients(trainer, config, adapters, kind):
-    results = []
+    results, more = [], {} if adapters else {"pairs_every": 1}
     for checkpoint_views in (False, True):
         network = unet(adapters=adapters)
         if adapters:
             train_adapters(network)
             network.freeze_encoder()
-        made = stub(trainer, network, kind, config(checkpoint_views=checkpoint_views))
+        made = stub(trainer, network, kind, config(checkpoint_views=checkpoint_views, **more))
         torch.manual_seed(5)
         if adapters:
             made.deck._random.seed(4)
@@ -157,7 +157,7 @@ def test_stage_3_teaches_adapters_and_decoder_only():
 @pytest.mark.parametrize("kind", ["classes", "regions"])
 def test_ignored_voxels_give_no_supervised_gradient(kind):
     network = unet(adapters=False)
-    made = stub(UniMRSegStage2Trainer, network, kind, Stage2Config(contrastive_weight=0.0))
+    made = stub(UniMRSegStage2Trainer, network, kind, Stage2Config(contrastive_weight=0.0, pairs_every=1))
     made.compute_loss(images(), labels(kind, ignored=True), {"keys": ["p1", "p2"]}).backward()
     total = sum(p.grad.abs().sum() for p in network.parameters() if p.grad is not None)
     assert float(total) == pytest.approx(0, abs=1e-6)
@@ -175,8 +175,9 @@ def test_nan_never_reaches_a_loss():
     data = images()
     data[0, 1] = math.nan
     for trainer, config, adapters in CASES:
-        made = stub(trainer, unet(adapters=adapters), "classes", config())
-        assert torch.isfinite(made.compute_loss(data, labels("classes"), {"keys": ["p1", "p2"]}))
+        made = stub(trainer, unet(adapters=adapters), "classes", config(**{} if adapters else {"pairs_every": 2}))
+        for _ in range(2):
+            assert torch.isfinite(made.compute_loss(data, labels("classes"), {"keys": ["p1", "p2"]}))
 
 
 PROMISE_6 = """
@@ -291,6 +292,11 @@ def test_start_from_names_a_checkpoint_of_each_fold(folders, tmp_path):
         made.initial_checkpoint()
 
 
+@pytest.mark.parametrize("trainer", [UniMRSegStage2Trainer, UniMRSegStage3Trainer])
+def test_start_from_scratch_needs_no_checkpoint(trainer, folders):
+    assert instance(trainer, start_from="scratch").initial_checkpoint() is None
+
+
 def test_stage_3_optimises_what_learns_only(folders):
     made = instance(UniMRSegStage3Trainer)
     made.network = unet()
@@ -332,9 +338,9 @@ def test_a_decay_to_zero_is_nnunets(trainer, folders):
     )
 
 
-def test_stage_3_goes_on_with_the_learning_rate_that_stage_2_ends_with(folders):
-    assert Stage2Config().final_lr == Stage3Config().initial_lr
-    second, third = learning_rates(UniMRSegStage2Trainer), learning_rates(UniMRSegStage3Trainer)
+def test_stage_3_can_go_on_with_the_learning_rate_that_stage_2_ends_with(folders):
+    second = learning_rates(UniMRSegStage2Trainer, num_epochs=30, initial_lr=1e-2, final_lr=2e-3)
+    third = learning_rates(UniMRSegStage3Trainer, num_epochs=10, initial_lr=2e-3, final_lr=0.0)
     assert second[-1] == pytest.approx(third[0], rel=1e-6)
     both = [*second[:-1], *third]
     assert both == sorted(both, reverse=True)

@@ -27,7 +27,6 @@ from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.preprocessing import read_absent_files
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
-from nnunetv2_unimrseg.views import samples_per_step
 
 GRADIENT_NORM_LIMIT = 12
 """nnU-Net's."""
@@ -102,16 +101,6 @@ class UniMRSegTrainer(nnUNetTrainer):
     def _memory_format(self) -> torch.memory_format:
         three_dimensional = len(self.configuration_manager.patch_size) == 3
         return torch.channels_last_3d if three_dimensional else torch.channels_last
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """As nnU-Net, and divide the batch by the views where they share it; the share of foreground stays."""
-        super()._set_batch_size_and_oversample()
-        samples = samples_per_step(self.settings, len(self.modalities), self.batch_size)
-        if samples < self.batch_size:
-            background = round(self.batch_size * (1 - self.oversample_foreground_percent))
-            self.oversample_foreground_percent = 1 - background / self.batch_size
-            self.probabilistic_oversampling = True
-            self.batch_size = samples
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """As nnU-Net's, for the parameters that learn, and with a decay that may end above zero."""
