@@ -27,7 +27,7 @@ NONE = "-"
 PREDICTION_TARGETS = {"complete": 1.02, "incomplete": 1.35}
 """Times stock nnU-Net's prediction of a patch."""
 PASS_TARGETS = {"stage1": 1.1, "stage2": 2.1 / 2, "stage3": 0.9}
-"""Times a forward-backward pass of stock nnU-Net: stage 2's two views may take 2.1, stage 3 has no weight gradients of
+"""Times stock nnU-Net's forward-backward pass: stage 2's two views may take 2.1, stage 3 has no weight gradients of
 the encoder, so its 1 + K views may take 0.9 (1 + K)."""
 PUBLISHED = ("UniMRSeg, the published code", "128 x 128 x 128", "91.4", "38.9 %", "1.62", "2.46", "1.52")
 """Row of `count_table`, as its authors' code (arXiv 2509.16170) counts for four modalities."""
@@ -72,23 +72,20 @@ def arguments(command: list[str] | None = None) -> argparse.Namespace:
 
 
 def contenders(precision: str) -> dict[str, Contender]:
-    """Return every trainer; stages 2 and 3 once with views that share the batch, once with the batch for each view."""
+    """Return every trainer; stage 2 with pairs in every step (its other steps are the control's)."""
     own = {"cpu_precision": precision}
-    shared, full = ({**own, "views_share_batch": value} for value in (True, False))
     return {
         STOCK: Contender(),
         "modality dropout (control)": Contender("modality_dropout", own),
         "stage 1": Contender("stage1", own),
-        "stage 2, views share the batch": Contender("stage2", shared),
-        "stage 2, the batch for each view": Contender("stage2", full),
-        "stage 3, views share the batch": Contender("stage3", shared),
-        "stage 3, the batch for each view": Contender("stage3", full),
+        "stage 2, a step with pairs": Contender("stage2", {**own, "pairs_every": 1}),
+        "stage 3": Contender("stage3", own),
     }
 
 
 def students(plans: Plans, precision: str) -> dict[str, Contender]:
     """Return stage 3 with 1, 2, 3 and all incomplete subsets a step, as far as there are so many."""
-    own = {"cpu_precision": precision, "views_share_batch": False}
+    own = {"cpu_precision": precision}
     every = 2**plans.num_modalities - 2
     numbers = [number for number in (1, 2, 3) if number < every]
     some = {str(number): Contender("stage3", {**own, "subsets_per_step": number}) for number in numbers}
@@ -100,7 +97,7 @@ def against(target: float | None, value: float) -> tuple[str, str]:
     return (NONE, NONE) if target is None else (f"{target:.2f}", "yes" if value <= target else "no")
 
 
-def step_cells(seconds: float, of_stock: float, passes: int, batch_size: int, section: str | None) -> tuple[str, ...]:
+def step_cells(seconds: float, of_stock: float, passes: float, batch_size: int, section: str | None) -> tuple[str, ...]:
     """Return the cells of a training step: passes, seconds, ratio to stock's, the same for each pass, target, kept.
 
     Args:
@@ -112,7 +109,7 @@ def step_cells(seconds: float, of_stock: float, passes: int, batch_size: int, se
     ratio = seconds / of_stock
     target = PASS_TARGETS[section] * passes / batch_size if section in PASS_TARGETS else None
     per_pass = ratio * batch_size / passes
-    return str(passes), f"{seconds:.3f}", f"{ratio:.2f}", f"{per_pass:.2f}", *against(target, ratio)
+    return f"{passes:g}", f"{seconds:.3f}", f"{ratio:.2f}", f"{per_pass:.2f}", *against(target, ratio)
 
 
 STEP_COLUMNS = ("passes", "seconds", "/ stock", "/ stock, per pass", "target", "kept")
@@ -129,7 +126,7 @@ def step_table(plans: Plans, args: argparse.Namespace) -> Table:
     ]
     note = (
         "A pass is the network's forward and backward pass over one patch. Targets: stage 1 1.1, stage 2 2.1, stage 3 "
-        "(1 + subsets per step) x 0.9 with the batch for each view; in proportion to the passes where views share it."
+        "(1 + subsets per step) x 0.9. Stage 2's steps without pairs are the control's."
     )
     return Table("Training step", ("trainer", *STEP_COLUMNS), rows, note)
 
@@ -148,8 +145,7 @@ def memory_table(plans: Plans, args: argparse.Namespace) -> Table:
     target = planned_memory(plans)
     rows = []
     for name, (_, reserved) in memory.items():
-        wanted = target if is_planned(plans, measured[name]) else None
-        rows.append((*cells[name], f"{reserved / 1e9:.2f}", *against(wanted, reserved / 1e9)))
+        rows.append((*cells[name], f"{reserved / 1e9:.2f}", *against(target, reserved / 1e9)))
     note = (
         "Peak is torch.cuda.max_memory_allocated, reserved max_memory_reserved, which the target of the plans limits."
     )
@@ -161,15 +157,6 @@ def planned_memory(plans: Plans) -> float | None:
     from nnunetv2_unimrseg.planners.planner import PLANNING_KEY
 
     return plans.plans.get(PLANNING_KEY, {}).get("gpu_memory_target_in_gb")
-
-
-def is_planned(plans: Plans, contender: Contender) -> bool:
-    """Say whether a trainer has the views that the plans ask for, so that their memory target holds for it."""
-    from nnunetv2_unimrseg.config import UniMRSegConfig
-
-    config = getattr(UniMRSegConfig.from_plans(plans.plans, plans.configuration), contender.section or "", None)
-    wanted = contender.settings.get("views_share_batch")
-    return wanted is None or wanted == config.views_share_batch
 
 
 def prediction_table(plans: Plans, args: argparse.Namespace) -> Table:
@@ -218,7 +205,9 @@ def count_table(plans: Plans, args: argparse.Namespace) -> Table:
 def modalities_table(plans: Plans, args: argparse.Namespace) -> Table:
     """Measure everything for several numbers of modalities, with the settings of the plans."""
     own = {"cpu_precision": args.precision}
-    stages = {name: Contender(name, own) for name in ("stage1", "stage2", "stage3")}
+    stages = {name: Contender(name, own) for name in ("stage1", "stage3")}
+    stages["stage2"] = Contender("stage2", {**own, "pairs_every": 1})
+    stages = dict(sorted(stages.items()))
     rows = []
     for number in args.modalities:
         these = plans.with_modalities(number)
@@ -238,7 +227,7 @@ def modalities_table(plans: Plans, args: argparse.Namespace) -> Table:
     of_prediction = ("prediction, complete", "incomplete", "multiply-adds, incomplete / complete", "adapters, M")
     note = (
         "Time of a pass, memory of a step and time of a prediction are ratios to stock nnU-Net's with as many "
-        "modalities; views as the plans set them. Adapters in millions of parameters."
+        "modalities; stage 2 with pairs in every step. Adapters in millions of parameters."
     )
     return Table("Growth with the number of modalities", ("modalities", *of_stages, *of_prediction), rows, note)
 
@@ -254,7 +243,7 @@ def subsets_table(plans: Plans, args: argparse.Namespace) -> Table:
         cells = step_cells(seconds[name], seconds[STOCK], contender.passes(plans), batch_size, contender.section)
         rows.append((name, *cells, f"{peak_memory(plans, contender, args.device)[0] / stock_memory:.2f}"))
     columns = ("subsets per step", *STEP_COLUMNS, "peak memory / stock")
-    return Table("Growth with the subsets per step of stage 3", columns, rows, "The batch for each view.")
+    return Table("Growth with the subsets per step of stage 3", columns, rows)
 
 
 MEASURES: dict[str, Callable[[Plans, argparse.Namespace], Table]] = {

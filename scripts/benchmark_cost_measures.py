@@ -101,17 +101,17 @@ class Contender:
     section: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def passes(self, plans: Plans) -> int:
-        """Return the forward-backward passes over a patch that a training step costs."""
+    def passes(self, plans: Plans) -> float:
+        """Return the forward-backward passes over a patch that a training step costs, on average."""
         from nnunetv2_unimrseg.config import UniMRSegConfig
-        from nnunetv2_unimrseg.views import passes_per_step
+        from nnunetv2_unimrseg.views import passes_per_sample
 
         batch_size = plans.entries["batch_size"]
         if self.section is None:
             return batch_size
         own = plans.with_settings(self.section, self.settings)
         config = UniMRSegConfig.from_plans(own.plans, own.configuration)
-        return passes_per_step(getattr(config, self.section), plans.num_modalities, batch_size)
+        return batch_size * passes_per_sample(getattr(config, self.section), plans.num_modalities)
 
 
 @contextlib.contextmanager
@@ -185,10 +185,8 @@ def random_batch(trainer: Any) -> dict[str, Any]:
 
 
 def training_step(trainer: Any, batch: Mapping[str, Any]) -> Callable[[], object]:
-    """Return one training step of `trainer` on as many samples of `batch` as its own loader gives it."""
-    count = trainer.batch_size
-    own = {"data": batch["data"][:count], "target": [scale[:count] for scale in batch["target"]]}
-    return lambda: trainer.train_step({**own, "keys": batch["keys"][:count]})
+    """Return one training step of `trainer` on `batch`."""
+    return lambda: trainer.train_step({**batch, "target": list(batch["target"])})
 
 
 def median_seconds(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:

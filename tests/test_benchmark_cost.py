@@ -80,10 +80,10 @@ def test_reference_network_is_the_one_that_the_published_figures_compare_with(pl
     [
         (None, {}, 2),
         ("stage1", {}, 2),
-        ("stage2", {"views_share_batch": True}, 2),
-        ("stage2", {"views_share_batch": False}, 4),
-        ("stage3", {"views_share_batch": False, "subsets_per_step": 3}, 8),
-        ("stage3", {"views_share_batch": True, "subsets_per_step": "all"}, 15),
+        ("stage2", {"pairs_every": 1}, 4),
+        ("stage2", {"pairs_every": 4}, 2.5),
+        ("stage3", {"subsets_per_step": 3}, 8),
+        ("stage3", {"subsets_per_step": "all"}, 30),
     ],
 )
 def test_passes_of_a_step(plans, section, settings, passes):
@@ -102,8 +102,9 @@ def test_plans_change_without_changing_the_originals(plans):
 
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("section", [None, "stage1", "stage2", "stage3", "modality_dropout"])
-def test_every_trainer_learns_from_its_share_of_the_random_batch(plans, section, labels):
+def test_every_trainer_learns_from_the_random_batch(plans, section, labels):
     settings = {"cpu_precision": "float32"} if section else {}
+    settings |= {"stage2": {"pairs_every": 1}, "stage3": {"subsets_per_step": 2}}.get(section, {})
     plans = Plans(plans.plans, plans.configuration, {**plans.dataset_json, **LABELS[labels]})
     seen = []
     with scratch_folders(plans):
@@ -114,8 +115,7 @@ def test_every_trainer_learns_from_its_share_of_the_random_batch(plans, section,
         trainer.network.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
         before = [value.clone() for value in trainer.network.parameters()]
         training_step(trainer, batch)()
-    samples = 1 if section in ("stage2", "stage3") else 2
-    assert seen == [(samples, 4, 16, 16, 16)] * (2 // samples)
+    assert seen == [(2, 4, 16, 16, 16)] * {"stage2": 2, "stage3": 3}.get(section, 1)
     after = trainer.network.parameters()
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert all(torch.isfinite(value).all() for value in trainer.network.parameters())
@@ -176,14 +176,6 @@ def test_subsets_of_two_modalities_are_both_of_them(plans):
     assert list(cost.students(plans, "auto")) == ["1", "2", "3", "all (14)"]
 
 
-def test_memory_target_holds_for_the_views_that_the_plans_ask_for(plans):
-    planned = cost.contenders("auto")
-    full, shared = (planned[f"stage 2, {how}"] for how in ("the batch for each view", "views share the batch"))
-    changed = plans.with_settings("stage2", {"views_share_batch": False})
-    assert [cost.is_planned(plans, contender) for contender in (full, shared, Contender())] == [False, True, True]
-    assert [cost.is_planned(changed, contender) for contender in (full, shared)] == [True, False]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_peak_memory_is_what_the_step_keeps_and_little_more(plans):
     plans = plans.changed(patch_size=[32, 32, 32], batch_size=8)
@@ -207,7 +199,7 @@ def test_command_prints_and_writes_the_tables(plans, monkeypatch, tmp_path, caps
     assert {"device", "hardware", "versions"} <= set(record)
     steps, prediction = record["tables"]
     assert [row[0] for row in steps["rows"]] == list(cost.contenders("float32"))
-    assert [row[1] for row in steps["rows"]] == ["2", "2", "2", "2", "4", "2", "4"]
+    assert [row[1] for row in steps["rows"]] == ["2", "2", "2", "4", "4"]
     assert steps["rows"][0][3] == "1.00"
     assert len(prediction["rows"]) == 3
     printed = capsys.readouterr().out
