@@ -96,8 +96,8 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
 
     num_epochs: int = option(
         50,
-        "Epochs. One forward-backward pass a step: a tenth of stock nnU-Net's budget; a short stage 1 left more "
-        "passes for stage 2, which did better in the prototype.",
+        "Epochs. One forward-backward pass a step: a twentieth of stock nnU-Net's budget; what it leaves goes to the "
+        "stages that use labels.",
         low=1,
     )
     shuffle_probability: float = option(
@@ -126,13 +126,14 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        600, "Epochs. Two views a step: six tenths of stock nnU-Net's forward-backward passes.", low=1
+        600,
+        "Epochs. 1 + 1 / pairs_every views a step: three quarters of stock nnU-Net's forward-backward passes.",
+        low=1,
     )
     views: str = option(
         "complete_and_incomplete",
-        "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
-        "'complete_and_incomplete': the paper's. At equal compute a prototype gave 76.2/69.0/53.3 mean Dice over "
-        "subsets (WT/TC/ET) for the first and 74.5/61.5/43.9 for the second.",
+        "What the two views of a sample are. 'complete_and_incomplete': the complete set and a random incomplete one "
+        "(the paper's). 'two_subsets': two random subsets, complete among them.",
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(
@@ -164,7 +165,7 @@ class Stage3Config(TrainingConfig, ViewsConfig):
 
     num_epochs: int = option(
         100,
-        "Epochs. 1 + subsets_per_step views a step: three tenths of stock nnU-Net's forward-backward passes.",
+        "Epochs. 1 + subsets_per_step views a step: a fifth of stock nnU-Net's forward-backward passes.",
         low=1,
     )
     initial_lr: float = option(

@@ -1,0 +1,176 @@
+"""The accuracy benchmark: its variants, what trainings share, the order of work, and a run on the tiny phantom."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import benchmark_accuracy as benchmark
+from benchmark_variants import CONTROL, SHARES, STAGE_1, STAGE_2, STAGE_3, STOCK, THREE_STAGES, VARIANTS, Variant
+
+from nnunetv2_unimrseg.augmentation import draw_subsets
+from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.stages import STAGES
+from nnunetv2_unimrseg.views import passes_per_sample
+
+
+def options(**changed: object) -> argparse.Namespace:
+    given = {"p": "Plans", "c": "3d_fullres", "passes": 1000, "epochs": 40, "initial_lr": None}
+    return argparse.Namespace(**{**given, **changed})
+
+
+def chain(variant: str, fold: int = 0, seed: int = 0, **changed: object) -> tuple[benchmark.Task, ...]:
+    return benchmark.chain_of(variant, options(**changed), "Dataset998_Tiny", fold, seed)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_spend_the_budget_on_settings_that_exist(name):
+    variant = VARIANTS[name]
+    assert sum(variant.shares.values()) == pytest.approx(1)
+    assert set(variant.settings) <= set(variant.shares)
+    changed = UniMRSegConfig.from_dict(variant.settings)
+    if name not in (THREE_STAGES, CONTROL, "stage2", "stages_1_2", "no_stage1"):
+        assert changed != UniMRSegConfig()
+    assert sum(task.passes for task in chain(name)) == pytest.approx(1000, abs=2)
+
+
+def test_no_two_variants_are_the_same():
+    distinct = {repr((dict(variant.shares), dict(variant.settings))) for variant in VARIANTS.values()}
+    assert len(distinct) == len(VARIANTS)
+
+
+@pytest.mark.parametrize("num_modalities", [2, 3, 4])
+def test_shares_of_the_three_stages_are_those_of_the_defaults(num_modalities):
+    config = UniMRSegConfig()
+    settings = {stage: getattr(config, stage) for stage in STAGES}
+    passes = {stage: own.num_epochs * passes_per_sample(own, num_modalities) for stage, own in settings.items()}
+    total = sum(passes.values())
+    assert {stage: value / total for stage, value in passes.items()} == pytest.approx(SHARES)
+
+
+def test_stock_sees_complete_input_only_and_the_control_every_subset_alike():
+    stock, control = (UniMRSegConfig.from_dict(VARIANTS[name].settings).modality_dropout for name in (STOCK, CONTROL))
+    assert draw_subsets(1000, 3, stock).all()
+    counts = torch.unique(draw_subsets(7000, 3, control), dim=0, return_counts=True)[1]
+    assert len(counts) == 7
+    assert (counts - 1000).abs().max() < 200
+
+
+def test_ablations_of_stage_3_share_the_stages_before_it():
+    first, second, _ = chain(THREE_STAGES)
+    for name in STAGE_3:
+        assert chain(name)[:2] == (first, second)
+    assert {chain(name)[0].name == first.name for name in STAGE_2} == {True}
+    assert {chain(name)[1].name == second.name for name in STAGE_2} == {False}
+    assert {chain(name)[0].name == first.name for name in STAGE_1} == {False}
+
+
+@pytest.mark.parametrize("changed", [{"fold": 1}, {"seed": 1}, {"passes": 2000}, {"epochs": 20}, {"initial_lr": 0.03}])
+def test_what_differs_is_trained_anew(changed):
+    assert chain(THREE_STAGES, **changed)[-1].name != chain(THREE_STAGES)[-1].name
+
+
+def test_learning_rates_scale_together():
+    rates = [task.settings[task.section]["initial_lr"] for task in chain(THREE_STAGES)]
+    scaled = [task.settings[task.section]["initial_lr"] for task in chain(THREE_STAGES, initial_lr=0.03)]
+    assert scaled == pytest.approx([3 * rate for rate in rates])
+
+
+def jobs(*names_and_before: tuple[str, str | None]) -> list[benchmark.Job]:
+    return [(name, before, print, ()) for name, before in names_and_before]
+
+
+def test_work_keeps_the_order_and_leaves_what_follows_a_failure(monkeypatch, tmp_path):
+    done = []
+
+    def run(_function, log, _given):
+        if log.stem == "bad":
+            raise RuntimeError("no memory")
+        done.append(log.stem)
+
+    monkeypatch.setattr(benchmark, "in_process", run)
+    todo = jobs(("c", "b"), ("b", "a"), ("a", None), ("bad", None), ("later", "bad"), ("d", "finished before"))
+    assert benchmark.work(todo, tmp_path, 2) == ["bad", "later"]
+    assert sorted(done) == ["a", "b", "c", "d"]
+    assert done.index("a") < done.index("b") < done.index("c")
+
+
+def test_a_process_that_dies_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        benchmark.in_process(sys.exit, tmp_path / "logs" / "job.txt", (3,))
+
+
+def test_trainings_are_done_once_and_results_are_kept(tmp_path):
+    runs = [benchmark.Run(name, 1000, chain(name)) for name in (THREE_STAGES, "no_adapters", CONTROL)]
+    named = [name for name, *_ in benchmark.jobs_of(runs, tmp_path, "cpu", 1)]
+    assert len(named) == len(set(named)) == 3 + 1 + 1 + 3
+    finished = runs[0].result(tmp_path)
+    finished.parent.mkdir()
+    finished.write_text("{}")
+    stage_1 = runs[0].chain[0]
+    folder = stage_1.model_folder(tmp_path) / "fold_0"
+    folder.mkdir(parents=True)
+    (folder / benchmark.DONE).write_text("{}")
+    left = {name: before for name, before, *_ in benchmark.jobs_of(runs, tmp_path, "cpu", 1)}
+    assert finished.stem not in left
+    assert stage_1.name not in left
+    assert left[runs[1].result(tmp_path).stem] == runs[1].chain[-1].name
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-d", "1", "-o", "x", "--passes", "10", "--variants", "contrl"], "no variant 'contrl'"),
+        (["-d", "1", "-o", "x"], "--passes is missing"),
+        ([], "-d is missing; -o is missing"),
+    ],
+)
+def test_bad_input_is_one_error(monkeypatch, words, told):
+    monkeypatch.setattr(sys, "argv", ["benchmark_accuracy.py", *words])
+    with pytest.raises(SystemExit, match=told):
+        benchmark.main()
+
+
+def test_list_names_every_variant(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_accuracy.py", "--list"])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {variant.about}" in printed for name, variant in VARIANTS.items())
+
+
+def test_variants_do_not_change(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "tiny", Variant("tiny", {"stage2": 1.0}, {"stage2": {"pairs_every": 2}}))
+    (task,) = chain("tiny")
+    assert task.settings["stage2"]["pairs_every"] == 2
+    assert replace(task, seed=5).name != task.name
+
+
+@pytest.mark.integration
+def test_benchmark_of_the_tiny_phantom(workspace, tmp_path):
+    command = [
+        "python", benchmark.__file__, "-d", workspace.dataset, "-p", workspace.plans, "-f", 0,
+        "--seeds", 0, "--passes", 40, "--epochs", 4, "--variants", THREE_STAGES, STOCK, "no_adapters", "-o", tmp_path,
+        "-device", "cpu",
+    ]  # fmt: skip
+    workspace.run(*command)
+    files = sorted((tmp_path / "results").iterdir())
+    results = {result["variant"]: result for result in (json.loads(path.read_text()) for path in files)}
+    assert set(results) == {THREE_STAGES, STOCK, "no_adapters"}
+    for result in results.values():
+        assert 25 <= sum(training["passes"] for training in result["trainings"]) <= 60
+        assert {score["subset"] for score in result["scores"]} == {subset["name"] for subset in result["subsets"]}
+        assert len(result["subsets"]) == 2 ** len(result["modalities"]) - 1
+    first, second = (results[name]["trainings"] for name in (THREE_STAGES, "no_adapters"))
+    assert first[:2] == second[:2]
+    assert first[2]["settings"]["adapters"] and not second[2]["settings"]["adapters"]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    workspace.run(*command)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
