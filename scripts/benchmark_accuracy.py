@@ -26,7 +26,7 @@ from threading import Thread
 from typing import Any
 
 from benchmark_training import DONE, Task, train
-from benchmark_variants import MAIN, VARIANTS
+from benchmark_variants import BUDGET_SETTINGS, MAIN, VARIANTS
 
 METRICS = ("dice", "hd95_mm")
 
@@ -89,7 +89,8 @@ def all_settings(section: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of a section, the defaults too, so that results tell when a default has changed."""
     from nnunetv2_unimrseg.config import UniMRSegConfig
 
-    return asdict(getattr(UniMRSegConfig.from_dict({section: changed}), section))
+    every = asdict(getattr(UniMRSegConfig.from_dict({section: changed}), section))
+    return {name: value for name, value in every.items() if name not in BUDGET_SETTINGS}
 
 
 def scaled_learning_rates(settings: dict[str, Any], initial_lr: float) -> dict[str, Any]:

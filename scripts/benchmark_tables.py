@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from benchmark_statistics import (
     seconds,
     trainings,
 )
-from benchmark_variants import CONTROL, MAIN, STOCK, THREE_STAGES
+from benchmark_variants import BUDGET_SETTINGS, CONTROL, MAIN, STOCK, THREE_STAGES
 
 from nnunetv2_unimrseg.comparison.tables import PERCENT, points
+from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.reports.tables import AVAILABLE, MISSING, NOTHING, markdown_escaped
 
 NO_DIFFERENCE = "no difference shown"
@@ -186,11 +188,22 @@ def settings_tables(benchmark: Benchmark) -> str:
         ratio = time / times.get(CONTROL, math.nan)
         cells = [NOTHING if math.isnan(time) else f"{time:.0f}", NOTHING if math.isnan(ratio) else f"{ratio:.2f}"]
         epochs = ", ".join(f"{one['section']} {one['epochs']}" for one in chain)
-        changed = "; ".join(f"{one['section']}: {_in_words(one['settings'])}" for one in chain if one["settings"])
-        passes = str(sum(one["passes"] for one in chain))
+        besides = {one["section"]: besides_defaults(one["section"], one["settings"]) for one in chain}
+        changed = "; ".join(f"{section}: {_in_words(settings)}" for section, settings in besides.items() if settings)
+        passes = f"{sum(one['passes'] for one in chain):g}"
         table.append([f"`{variant}`", *map(markdown_escaped, (epochs, changed)), passes, *cells])
     heads = ["variant", "trainings, epochs", "settings besides the defaults", "passes", "seconds, median", "/ control"]
     return f"{text}\n" + markdown(heads, table, words=3)
+
+
+def besides_defaults(section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a section that are not its defaults, without those that the budget decides."""
+    defaults = asdict(getattr(UniMRSegConfig(), section))
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in BUDGET_SETTINGS and (name not in defaults or value != defaults[name])
+    }
 
 
 def _median_seconds(benchmark: Benchmark, variant: str) -> float:

@@ -29,6 +29,9 @@ class Variant:
     settings: Mapping[str, Settings] = field(default_factory=dict)
 
 
+BUDGET_SETTINGS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every", "start_from")
+"""Settings that the benchmark decides itself."""
+
 SHARES = {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}
 """Shares of the three stages; those of the default epochs of `config.py` (a test compares them)."""
 
@@ -42,11 +45,13 @@ STOCK = "stock"
 CONTROL = "control"
 THREE_STAGES = "three_stages"
 
+NO_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.0}
+
 MAIN = {
     STOCK: Variant(
         "stock nnU-Net: complete input only, zeros for what is missing",
         {"modality_dropout": 1.0},
-        {"modality_dropout": {"subset_sampling": "per_modality", "dropout_probability": 0.0}},
+        {"modality_dropout": NO_DROPOUT},
     ),
     CONTROL: Variant("control: stock nnU-Net with modality dropout, all subsets alike", {"modality_dropout": 1.0}),
     "control_20": Variant(
@@ -60,6 +65,11 @@ MAIN = {
 }
 
 STAGE_1 = {
+    "after_stock": Variant(
+        "stages 2 and 3 after a stock nnU-Net instead of stage 1",
+        {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
+        {"modality_dropout": NO_DROPOUT},
+    ),
     "no_stage1": Variant(
         "no stage 1: its share goes to stage 2",
         {"stage2": SHARES["stage1"] + SHARES["stage2"], "stage3": SHARES["stage3"]},
