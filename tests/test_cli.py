@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nnunetv2_unimrseg.cli.configure import changed
 from nnunetv2_unimrseg.cli.main import COMMANDS, main
 from nnunetv2_unimrseg.cli.train import NNUNET_TRAIN, needed_stages
-from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.config import Stage1Config, UniMRSegConfig
 from nnunetv2_unimrseg.discovery import extension_folder
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
@@ -88,7 +87,7 @@ def test_configure_sets_shows_and_unsets(planned, capsys):
     assert main([*common, "--unset", "stage1.num_epochs"]) == 0
     capsys.readouterr()
     assert main([*common, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["stage1"]["num_epochs"] == 100
+    assert json.loads(capsys.readouterr().out)["stage1"]["num_epochs"] == Stage1Config().num_epochs
 
 
 def test_configure_writes_nothing_when_anything_is_wrong(planned, capsys):
@@ -141,7 +140,7 @@ def test_info_creates_nothing_and_tells_what_is_trained(planned, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["model"]["trained"]["stage1"] == {"0": "in progress"}
     assert facts["model"]["trained"]["stage2"] == {"0": "no"}
-    assert facts["model"]["settings"]["stage1"]["num_epochs"] == 100
+    assert facts["model"]["settings"]["stage1"]["num_epochs"] == Stage1Config().num_epochs
     assert set(facts["trainers_found"]) == set(TRAINER_OF_SECTION.values())
     assert main(["info", "-d", "7", "-c", "3d_fullres", "-f", "0"]) == 0
     assert "in progress" in capsys.readouterr().out
@@ -173,7 +172,7 @@ def test_settings_of_a_configuration_that_inherits_are_its_own(planned, capsys):
     assert own() == {}
     capsys.readouterr()
     assert main([*common, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["stage1"]["num_epochs"] == 100
+    assert json.loads(capsys.readouterr().out)["stage1"]["num_epochs"] == Stage1Config().num_epochs
 
 
 def test_unsetting_everything_leaves_the_plans_as_they_were(planned, capsys):
