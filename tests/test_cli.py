@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from nnunetv2_unimrseg.cli.configure import changed
 from nnunetv2_unimrseg.cli.main import COMMANDS, main
 from nnunetv2_unimrseg.cli.train import NNUNET_TRAIN, needed_stages
 from nnunetv2_unimrseg.config import Stage1Config, UniMRSegConfig
