@@ -108,6 +108,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
 
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
     from nnunetv2_unimrseg.evaluation.results import read_evaluation
+    from nnunetv2_unimrseg.folders import inherited_value, read_json, read_plans, write_json
     from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
     from nnunetv2_unimrseg.versions import versions_of
 
@@ -121,16 +122,19 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
             num_threads_preprocessing=workers, num_threads_scoring=workers, show_progress=False,
         )  # fmt: skip
     evaluation = read_evaluation(Path(table.attrs["folder"]))
-    configuration = evaluation_configuration(last)
+    plans = read_plans(last.dataset, last.plans)
+    planned = {
+        key: inherited_value(plans, last.configuration, key) for key in ("patch_size", "batch_size", "architecture")
+    }
     record = {
         "variant": run.variant,
         "about": VARIANTS[run.variant].about,
         "dataset": last.dataset,
         "plans": last.plans,
         "configuration": last.configuration,
-        "patch_size": configuration["patch_size"],
-        "batch_size": configuration["batch_size"],
-        "features_per_stage": configuration["architecture"]["arch_kwargs"]["features_per_stage"],
+        "patch_size": planned["patch_size"],
+        "batch_size": planned["batch_size"],
+        "features_per_stage": planned["architecture"]["arch_kwargs"]["features_per_stage"],
         "fold": last.fold,
         "seed": last.seed,
         "budget": run.budget,
@@ -138,7 +142,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
             {
                 "section": task.section,
                 "settings": task.settings[task.section],
-                **json.loads((task.model_folder(output) / f"fold_{task.fold}" / DONE).read_text()),
+                **read_json(task.model_folder(output) / f"fold_{task.fold}" / DONE),
             }
             for task in run.chain
         ],
@@ -151,16 +155,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
     }
     path = run.result(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(record, indent=1))
-    unfinished.replace(path)
-
-
-def evaluation_configuration(task: Task) -> dict[str, Any]:
-    """Return the plans' configuration of a task."""
-    from nnunetv2_unimrseg.folders import read_configuration
-
-    return read_configuration(task.dataset, task.plans, task.configuration)[0]["configurations"][task.configuration]
+    write_json(path, record)
 
 
 def logged(function: Callable[..., None], log: Path, given: tuple[object, ...]) -> None:

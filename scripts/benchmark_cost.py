@@ -205,9 +205,11 @@ def count_table(plans: Plans, args: argparse.Namespace) -> Table:
 def modalities_table(plans: Plans, args: argparse.Namespace) -> Table:
     """Measure everything for several numbers of modalities, with the settings of the plans."""
     own = {"cpu_precision": args.precision}
-    stages = {name: Contender(name, own) for name in ("stage1", "stage3")}
-    stages["stage2"] = Contender("stage2", {**own, "pairs_every": 1})
-    stages = dict(sorted(stages.items()))
+    stages = {
+        "stage1": Contender("stage1", own),
+        "stage2": Contender("stage2", {**own, "pairs_every": 1}),
+        "stage3": Contender("stage3", own),
+    }
     rows = []
     for number in args.modalities:
         these = plans.with_modalities(number)
@@ -264,7 +266,7 @@ def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list
 
     entries = plans.entries
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": args.device,
         "hardware": hardware(args.device),
         "versions": versions_of("nnunetv2", "torch"),

@@ -115,23 +115,26 @@ class Contender:
 
 
 @contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
 def scratch_folders(plans: Plans) -> Iterator[None]:
     """Let nnU-Net's trainers write their output, and find a case's file, in a temporary folder."""
-    names = ("nnUNet_results", "nnUNet_preprocessed")
-    before = {name: os.environ.get(name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         cases = Path(folder) / plans.plans["dataset_name"] / plans.entries["data_identifier"]
         cases.mkdir(parents=True)
         (cases / "case.b2nd").touch()
-        os.environ.update(dict.fromkeys(names, folder))
-        try:
+        with environment(dict.fromkeys(("nnUNet_results", "nnUNet_preprocessed"), folder)):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
 
 def make_trainer(plans: Plans, contender: Contender, device: str) -> Any:
@@ -230,14 +233,9 @@ def peak_memory(plans: Plans, contender: Contender, device: str) -> tuple[int, i
 
         gc.collect()
         torch.cuda.empty_cache()
-    before = {name: os.environ.get(name) for name in PROMPT_MALLOC}
-    os.environ.update(PROMPT_MALLOC)
-    try:
-        with scratch_folders(plans), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_peak_memory_here, plans, contender, device).result()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    with environment(PROMPT_MALLOC), scratch_folders(plans), process as pool:
+        return pool.submit(_peak_memory_here, plans, contender, device).result()
 
 
 def _peak_memory_here(plans: Plans, contender: Contender, device: str) -> tuple[int, int]:

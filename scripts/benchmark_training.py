@@ -63,9 +63,14 @@ def train(task: Task, output: Path, device: str, threads: int) -> None:
 
     The end is recorded in `benchmark.json` beside the checkpoint: seconds, steps and passes.
     """
-    os.environ.update(nnUNet_results=str(output / "trainings" / task.name), nnUNet_n_proc_DA=_workers(device))
+    os.environ.update(nnUNet_results=str(output / "trainings" / task.name))
+    if device == "cpu":  # no processes that augment, so that a run takes the threads it was given
+        os.environ.update(nnUNet_n_proc_DA="0")
     import numpy as np
     import torch
+
+    from nnunetv2_unimrseg.folders import write_json
+    from nnunetv2_unimrseg.views import passes_per_sample
 
     torch.set_num_threads(threads)
     random.seed(task.seed)
@@ -82,49 +87,37 @@ def train(task: Task, output: Path, device: str, threads: int) -> None:
     if first_epoch < trainer.num_epochs:
         trainer.run_training()
     steps = trainer.num_epochs * trainer.num_iterations_per_epoch
+    samples = steps * trainer.configuration_manager.batch_size
     record = {
         "seconds": time.perf_counter() - start,
         "epochs": trainer.num_epochs,
         "epochs_of_these_seconds": trainer.num_epochs - first_epoch,
         "steps": steps,
-        "passes": steps * _passes_per_step(task, trainer.configuration_manager.batch_size, trainer.modalities),
+        "passes": samples * passes_per_sample(trainer.settings, len(trainer.modalities)),
     }
-    (fold / DONE).write_text(json.dumps(record, indent=1))
-
-
-def _workers(device: str) -> str:
-    """Return how many processes augment: on a CPU none, so that a run takes the threads it was given."""
-    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-
-    return "0" if device == "cpu" else str(get_allowed_n_proc_DA())
-
-
-def _passes_per_step(task: Task, batch_size: int, modalities: Any) -> float:
-    from nnunetv2_unimrseg.config import UniMRSegConfig
-    from nnunetv2_unimrseg.views import passes_per_sample
-
-    settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
-    return batch_size * passes_per_sample(settings, len(modalities))
+    write_json(fold / DONE, record)
 
 
 def _trainer(task: Task, output: Path, device: Any) -> Any:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunetv2_unimrseg.config import PLANS_KEY
-    from nnunetv2_unimrseg.folders import nnunet_folder, read_configuration, read_json
+    from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
+    from nnunetv2_unimrseg.folders import inherited_value, nnunet_folder, read_json, read_plans
     from nnunetv2_unimrseg.modalities import Modalities
     from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
     from nnunetv2_unimrseg.trained_model import findable_trainers
     from nnunetv2_unimrseg.trainers.base import SCRATCH
+    from nnunetv2_unimrseg.views import passes_per_sample
 
-    plans, _ = read_configuration(task.dataset, task.plans, task.configuration)
+    plans = read_plans(task.dataset, task.plans)
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
-    batch_size = plans["configurations"][task.configuration]["batch_size"]
-    cost = _passes_per_step(task, batch_size, Modalities.from_dataset_json(dataset_json))
+    settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
+    passes = passes_per_sample(settings, len(Modalities.from_dataset_json(dataset_json)))
+    passes_per_step = passes * inherited_value(plans, task.configuration, "batch_size")
     own = {
         **task.settings[task.section],
         "num_epochs": task.epochs,
-        "num_iterations_per_epoch": max(1, round(task.passes / cost / task.epochs)),
+        "num_iterations_per_epoch": max(1, round(task.passes / passes_per_step / task.epochs)),
         "num_val_iterations_per_epoch": 2,
     }
     if task.previous is None and task.section in PREVIOUS_STAGE:

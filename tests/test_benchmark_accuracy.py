@@ -6,14 +6,10 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import benchmark_accuracy as benchmark
+import pytest
+import torch
 from benchmark_variants import CONTROL, SHARES, STAGE_1, STAGE_2, STAGE_3, STOCK, THREE_STAGES, VARIANTS, Variant
 
 from nnunetv2_unimrseg.augmentation import draw_subsets
@@ -146,7 +142,7 @@ def test_list_names_every_variant(monkeypatch, capsys):
     assert all(f"{name}: {variant.about}" in printed for name, variant in VARIANTS.items())
 
 
-def test_variants_do_not_change(monkeypatch):
+def test_settings_of_a_variant_reach_its_training(monkeypatch):
     monkeypatch.setitem(VARIANTS, "tiny", Variant("tiny", {"stage2": 1.0}, {"stage2": {"pairs_every": 2}}))
     (task,) = chain("tiny")
     assert task.settings["stage2"]["pairs_every"] == 2

@@ -7,16 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+import benchmark_cost as cost
 import pytest
 import tiny
 import torch
-from networks import unet
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import benchmark_cost as cost
 from benchmark_cost_counts import counts_of, counts_of_plans, multiply_adds, reference_plans
 from benchmark_cost_measures import (
     Contender,
@@ -29,6 +23,9 @@ from benchmark_cost_measures import (
     scratch_folders,
     training_step,
 )
+from networks import unet
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 LABELS = {
     "classes": {"labels": {"background": 0, "whole": 1, "core": 2}},

@@ -8,16 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
 import benchmark_report as report
 import benchmark_statistics as statistics
 import benchmark_tables as tables
+import numpy as np
+import pytest
 from benchmark_statistics import ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE
+from scipy import stats
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets

@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
-from pathlib import Path
 
+import demo_data
+import demo_figure
 import numpy as np
 import pytest
 import SimpleITK
 from evaluations import made_up
 from matplotlib.colors import to_rgb
 from report_phantom import phantom_evaluation
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import demo_data
-import demo_figure
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.store import write_evaluation

@@ -8,10 +8,10 @@ import math
 import pytest
 import tiny
 import torch
+from benchmark_cost_counts import counts_of
 from networks import images, stock_unet, train_adapters, unet
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_unimrseg.config import Stage3Config
 from nnunetv2_unimrseg.errors import UserError
@@ -225,22 +225,17 @@ def test_cost_for_a_128_cubed_plan_of_four_modalities(kind, capsys):
     with torch.device("meta"):
         network = unet(kind, features=(32, 64, 128, 256, 320, 320), classes=4)
         x = torch.empty(1, 4, 128, 128, 128)
-        nothing = torch.zeros(1, 4, dtype=torch.bool)
-        counts = {}
-        for name, skip in (("complete", True), ("incomplete", False)):
-            with FlopCounterMode(display=False) as counter:
-                network(x, nothing, skip_adapters=skip)
-            counts[name] = counter.get_total_flops() / 2
-    adapters = sum(parameter.numel() for parameter in network.adapters.parameters())
-    rest = sum(parameter.numel() for parameter in network.parameters()) - adapters
+        counts = counts_of(network, x)
+    adapters = counts.adapter_parameters
+    rest = counts.parameters - adapters
     with capsys.disabled():
         print(
             f"\n{kind}: {rest / 1e6:.2f} M parameters + {adapters / 1e6:.2f} M ({adapters / rest:.1%}); multiply-adds "
-            f"{counts['complete'] / 1e12:.4f} T complete, {counts['incomplete'] / 1e12:.4f} T incomplete "
-            f"(+{counts['incomplete'] / counts['complete'] - 1:.1%})"
+            f"{counts.complete / 1e12:.4f} T complete, {counts.incomplete / 1e12:.4f} T incomplete "
+            f"(+{counts.incomplete / counts.complete - 1:.1%})"
         )
     assert adapters <= 0.10 * rest
-    assert counts["complete"] < counts["incomplete"] <= 1.35 * counts["complete"]
+    assert counts.complete < counts.incomplete <= 1.35 * counts.complete
 
 
 def test_memory_measure_counts_adapters():
