@@ -142,6 +142,13 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
         "that as many different samples are seen as stock nnU-Net sees in 1 + 1 / pairs_every of the passes.",
         low=1,
     )
+    complete_first: float = option(
+        0.0,
+        "Share of the epochs, at the start, that see every sample once and complete, as stock nnU-Net does; views "
+        "come after.",
+        low=0.0,
+        high=1.0,
+    )
     contrastive_weight: float = option(
         0.1, "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.", low=0.0
     )
@@ -177,6 +184,12 @@ class Stage3Config(TrainingConfig, ViewsConfig):
         "in every step.",
         low=1,
         choices=("all",),
+    )
+    pairs_every: int = option(
+        1,
+        "Every how many steps the complete view of each sample and its incomplete ones are seen and compared; the "
+        "other steps see one of them, as in stage 2.",
+        low=1,
     )
     feature_weight: float = option(1.0, "Weight of the L1 distance of encoder features to the teacher's.", low=0.0)
     prediction_weight: float = option(1.0, "Weight of the distance of predictions to the teacher's.", low=0.0)

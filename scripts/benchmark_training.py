@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,9 @@ def _trainer(task: Task, output: Path, device: Any) -> Any:
     plans = read_plans(task.dataset, task.plans)
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
     settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
-    passes = passes_per_sample(settings, len(Modalities.from_dataset_json(dataset_json)))
+    passes = passes_per_sample(
+        replace(settings, num_epochs=task.epochs), len(Modalities.from_dataset_json(dataset_json))
+    )
     passes_per_step = passes * inherited_value(plans, task.configuration, "batch_size")
     own = {
         **task.settings[task.section],

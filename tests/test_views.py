@@ -36,7 +36,7 @@ def instance(trainer: type, num_modalities: int = 4, **settings: object):
     [(1, 2, 1), (1, 4, 1), (3, 4, 3), (2, 2, 2), (5, 2, 2), (20, 4, 14), ("all", 2, 2), ("all", 3, 6), ("all", 5, 30)],
 )
 def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities, expected):
-    settings = Stage3Config(subsets_per_step=subsets)
+    settings = Stage3Config(pairs_every=1, subsets_per_step=subsets)
     assert incomplete_views(settings, num_modalities) == expected
     assert passes_per_sample(settings, num_modalities) == 1 + expected
     dealt = instance(UniMRSegStage3Trainer, num_modalities, subsets_per_step=subsets)._deal_subsets(3)
@@ -51,7 +51,11 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
         (Stage2Config(pairs_every=1), 2),
         (Stage2Config(pairs_every=2), 1.5),
         (Stage2Config(pairs_every=10), 1.1),
-        (Stage3Config(subsets_per_step=2), 3),
+        (Stage2Config(pairs_every=4, complete_first=0.2, num_epochs=600), 1.2),
+        (Stage2Config(pairs_every=1, complete_first=1.0), 1),
+        (Stage2Config(pairs_every=1, complete_first=0.25, num_epochs=2), 2),  # half an epoch is none
+        (Stage3Config(pairs_every=1, subsets_per_step=2), 3),
+        (Stage3Config(pairs_every=5, subsets_per_step=2), 1.4),
     ],
 )
 @pytest.mark.parametrize("num_modalities", [2, 4, 7])
@@ -82,13 +86,15 @@ def step(made) -> torch.Tensor:
         (UniMRSegModalityDropoutTrainer, {}),
         (UniMRSegStage2Trainer, {"pairs_every": 1}),
         (UniMRSegStage2Trainer, {"pairs_every": 3}),
-        (UniMRSegStage3Trainer, {"subsets_per_step": 2}),
-        (UniMRSegStage3Trainer, {"subsets_per_step": "all"}),
+        (UniMRSegStage2Trainer, {"pairs_every": 2, "complete_first": 0.66, "num_epochs": 3}),
+        (UniMRSegStage3Trainer, {"pairs_every": 1, "subsets_per_step": 2}),
+        (UniMRSegStage3Trainer, {"pairs_every": 3, "subsets_per_step": "all"}),
     ],
 )
 def test_trainers_look_at_as_many_views_as_are_counted(trainer, settings):
     made = with_network(trainer, **settings)
-    for _ in range(6):
+    for number in range(6):
+        made.current_epoch = number // 2
         step(made)
     assert len(made.seen) == pytest.approx(6 * passes_per_sample(made.settings, 4))
 
@@ -115,6 +121,49 @@ def test_stage_2_compares_pairs_in_every_nth_step_and_else_sees_one_view_of_each
         assert len(made.memory.patients) == before
         drawn.add(choice)
     assert drawn == {(False, False), (False, True), (True, False), (True, True)}
+
+
+def test_stage_2_sees_complete_samples_first():
+    made = with_network(UniMRSegStage2Trainer, pairs_every=1, complete_first=0.5, num_epochs=5)
+    for made.current_epoch in range(5):
+        made.seen.clear()
+        step(made)
+        if made.current_epoch < 2:
+            (subset,) = made.seen
+            assert subset.all()
+            assert not len(made.memory.patients)
+        else:
+            complete, incomplete = made.seen
+            assert complete.all()
+            assert not incomplete.all(1).any()
+
+
+@pytest.mark.parametrize("subsets_per_step", [1, 3, "all"])
+def test_stage_3_compares_views_in_every_nth_step_and_else_sees_one_of_them(subsets_per_step):
+    made = with_network(UniMRSegStage3Trainer, pairs_every=3, subsets_per_step=subsets_per_step)
+    for number in range(1, 7):
+        made.seen.clear()
+        step(made)
+        if number % 3:
+            (subset,) = made.seen
+            assert subset.any(1).all()
+        else:
+            assert len(made.seen) == 1 + incomplete_views(made.settings, 4)
+            assert not torch.stack(made.seen[1:]).all(2).any()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_stage_3_gives_single_views_the_labels_of_a_pair_on_average(weight):
+    """loss(complete) + weight * loss(incomplete) = (1 + weight) * E[loss(view)], P(complete) = 1 / (1 + weight)."""
+    made = with_network(UniMRSegStage3Trainer, pairs_every=10**6, incomplete_label_weight=weight)
+    complete = []
+    with torch.no_grad():
+        for _ in range(100):
+            loss = step(made)
+            subset = made.seen.pop()
+            complete += subset.all(1).tolist()
+        torch.testing.assert_close(loss, (1 + weight) * made.network(images(), subset).mean())
+    assert sum(complete) / len(complete) == pytest.approx(1 / (1 + weight), abs=0.12)
 
 
 @pytest.mark.parametrize("trainer", [UniMRSegStage2Trainer, UniMRSegStage3Trainer])

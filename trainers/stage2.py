@@ -13,6 +13,7 @@ from nnunetv2_unimrseg.distributed import gather_with_gradient
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.losses import NegativesMemory, multi_stage_nt_xent
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+from nnunetv2_unimrseg.views import complete_epochs
 
 
 class UniMRSegStage2Trainer(SegmentationTrainer):
@@ -37,6 +38,8 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         self.steps = 0
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        if self.current_epoch < complete_epochs(self.settings):
+            return self.loss(self.network(data), target)
         self.steps += 1
         first_subsets, second_subsets = self._draw_views(len(data))
         if self.steps % self.settings.pairs_every:
