@@ -26,6 +26,8 @@ STOCK = "stock nnU-Net"
 NONE = "-"
 PREDICTION_TARGETS = {"complete": 1.02, "incomplete": 1.35}
 """Times stock nnU-Net's prediction of a patch."""
+PAIRS = {"stage2": {"complete_first": 0.0, "pairs_every": 1}, "stage3": {"pairs_every": 1}}
+"""Settings with which every step is the dearest that the stage has."""
 PASS_TARGETS = {"stage1": 1.1, "stage2": 2.1 / 2, "stage3": 0.9}
 """Times stock nnU-Net's forward-backward pass: stage 2's two views may take 2.1, stage 3 has no weight gradients of
 the encoder, so its 1 + K views may take 0.9 (1 + K)."""
@@ -72,20 +74,20 @@ def arguments(command: list[str] | None = None) -> argparse.Namespace:
 
 
 def contenders(precision: str) -> dict[str, Contender]:
-    """Return every trainer; stage 2 with pairs in every step (its other steps are the control's)."""
+    """Return every trainer; stages 2 and 3 with all views in every step (their other steps see one)."""
     own = {"cpu_precision": precision}
     return {
         STOCK: Contender(),
         "modality dropout (control)": Contender("modality_dropout", own),
         "stage 1": Contender("stage1", own),
-        "stage 2, a step with pairs": Contender("stage2", {**own, "pairs_every": 1}),
-        "stage 3": Contender("stage3", own),
+        "stage 2, a step with pairs": Contender("stage2", own | PAIRS["stage2"]),
+        "stage 3, a step with pairs": Contender("stage3", own | PAIRS["stage3"]),
     }
 
 
 def students(plans: Plans, precision: str) -> dict[str, Contender]:
     """Return stage 3 with 1, 2, 3 and all incomplete subsets a step, as far as there are so many."""
-    own = {"cpu_precision": precision}
+    own = {"cpu_precision": precision} | PAIRS["stage3"]
     every = 2**plans.num_modalities - 2
     numbers = [number for number in (1, 2, 3) if number < every]
     some = {str(number): Contender("stage3", {**own, "subsets_per_step": number}) for number in numbers}
@@ -207,8 +209,8 @@ def modalities_table(plans: Plans, args: argparse.Namespace) -> Table:
     own = {"cpu_precision": args.precision}
     stages = {
         "stage1": Contender("stage1", own),
-        "stage2": Contender("stage2", {**own, "pairs_every": 1}),
-        "stage3": Contender("stage3", own),
+        "stage2": Contender("stage2", own | PAIRS["stage2"]),
+        "stage3": Contender("stage3", own | PAIRS["stage3"]),
     }
     rows = []
     for number in args.modalities:

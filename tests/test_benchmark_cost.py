@@ -77,10 +77,10 @@ def test_reference_network_is_the_one_that_the_published_figures_compare_with(pl
     [
         (None, {}, 2),
         ("stage1", {}, 2),
-        ("stage2", {"pairs_every": 1}, 4),
-        ("stage2", {"pairs_every": 4}, 2.5),
-        ("stage3", {"subsets_per_step": 3}, 8),
-        ("stage3", {"subsets_per_step": "all"}, 30),
+        ("stage2", {"complete_first": 0.0, "pairs_every": 1}, 4),
+        ("stage2", {"complete_first": 0.0, "pairs_every": 4}, 2.5),
+        ("stage3", {"pairs_every": 1, "subsets_per_step": 3}, 8),
+        ("stage3", {"pairs_every": 1, "subsets_per_step": "all"}, 30),
     ],
 )
 def test_passes_of_a_step(plans, section, settings, passes):
@@ -101,7 +101,7 @@ def test_plans_change_without_changing_the_originals(plans):
 @pytest.mark.parametrize("section", [None, "stage1", "stage2", "stage3", "modality_dropout"])
 def test_every_trainer_learns_from_the_random_batch(plans, section, labels):
     settings = {"cpu_precision": "float32"} if section else {}
-    settings |= {"stage2": {"pairs_every": 1}, "stage3": {"subsets_per_step": 2}}.get(section, {})
+    settings |= cost.PAIRS.get(section, {}) | ({"subsets_per_step": 2} if section == "stage3" else {})
     plans = Plans(plans.plans, plans.configuration, {**plans.dataset_json, **LABELS[labels]})
     seen = []
     with scratch_folders(plans):
