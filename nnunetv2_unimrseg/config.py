@@ -201,6 +201,9 @@ class Stage3Config(TrainingConfig, ViewsConfig):
     adapters: bool = option(
         True, "Whether there are adapters; without them the decoder alone learns.", choices=(False, True)
     )
+    adapter_lr_factor: float = option(
+        1.0, "Learning rate of the adapters, which start from nothing, over that of the decoder.", low=0.0
+    )
     adapters_know_modalities: bool = option(
         True,
         "Whether the adapters' strength depends on which modalities are missing, or only on whether any is (the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
@@ -106,9 +107,10 @@ def stub(trainer: type, network: torch.nn.Module, kind: str, settings: object) -
     """Just what `compute_loss` needs of a trainer."""
     made = SimpleNamespace(
         network=network, settings=settings, loss=segmentation_loss(kind), modalities=tuple("abcd"), is_ddp=False,
-        device=torch.device("cpu"), label_manager=SimpleNamespace(has_regions=kind == "regions"),
+        device=torch.device("cpu"), label_manager=SimpleNamespace(has_regions=kind == "regions"), current_epoch=10**6,
     )  # fmt: skip
-    for name in ("run_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "compute_loss"):
+    for name in ("run_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets",
+                 "_loss_of_one_view", "compute_loss"):  # fmt: skip
         if hasattr(trainer, name):
             setattr(made, name, getattr(trainer, name).__get__(made))
     trainer.prepare(made)
@@ -123,7 +125,7 @@ CASES = [
 @pytest.mark.parametrize("kind", ["classes", "regions"])
 @pytest.mark.parametrize(("trainer", "config", "adapters"), CASES)
 def test_checkpointed_views_give_the_same_loss_and_gradients(trainer, config, adapters, kind):
-    results, more = [], {} if adapters else {"pairs_every": 1}
+    results, more = [], {"pairs_every": 1}
     for checkpoint_views in (False, True):
         network = unet(adapters=adapters)
         if adapters:
@@ -147,7 +149,7 @@ def test_checkpointed_views_give_the_same_loss_and_gradients(trainer, config, ad
 def test_stage_3_teaches_adapters_and_decoder_only():
     network = unet()
     network.freeze_encoder()
-    made = stub(UniMRSegStage3Trainer, network, "classes", Stage3Config(subsets_per_step="all"))
+    made = stub(UniMRSegStage3Trainer, network, "classes", Stage3Config(pairs_every=1, subsets_per_step="all"))
     assert len(made._deal_subsets(2)) == 14
     made.compute_loss(images(), labels("classes"), {"keys": ["p1", "p2"]}).backward()
     learned = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
@@ -175,7 +177,7 @@ def test_nan_never_reaches_a_loss():
     data = images()
     data[0, 1] = math.nan
     for trainer, config, adapters in CASES:
-        made = stub(trainer, unet(adapters=adapters), "classes", config(**{} if adapters else {"pairs_every": 2}))
+        made = stub(trainer, unet(adapters=adapters), "classes", config(pairs_every=2))
         for _ in range(2):
             assert torch.isfinite(made.compute_loss(data, labels("classes"), {"keys": ["p1", "p2"]}))
 
@@ -307,6 +309,23 @@ def test_stage_3_optimises_what_learns_only(folders):
     everything = {id(parameter) for parameter in made.network.parameters()}
     assert learning == everything - frozen
     assert optimizer.param_groups[0]["lr"] == Stage3Config().initial_lr
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 10.0])
+def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders):
+    made = instance(UniMRSegStage3Trainer, initial_lr=1e-2, num_epochs=4, adapter_lr_factor=factor)
+    made.network = unet()
+    made.network.freeze_encoder()
+    optimizer, scheduler = made.configure_optimizers()
+    decoder, adapters = optimizer.param_groups
+    assert {id(parameter) for parameter in adapters["params"]} == set(map(id, made.network.adapters.parameters()))
+    for epoch in range(4):
+        scheduler.step(epoch)
+        assert decoder["lr"] == pytest.approx(1e-2 * (1 - epoch / 4) ** 0.9)
+        assert adapters["lr"] == pytest.approx(factor * decoder["lr"])
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as on resuming
+    scheduler.step(0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, factor * 1e-2])
 
 
 def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:

@@ -56,8 +56,15 @@ def plans(settings: dict | None = None) -> dict:
     return made
 
 
+ALL_VIEWS = {
+    UniMRSegStage2Trainer: {"complete_first": 0.0, "pairs_every": 1},
+    UniMRSegStage3Trainer: {"pairs_every": 1},
+}
+
+
 def make(trainer: type, labels: str = "classes", **settings: object) -> nn.Module:
-    section = {"cpu_precision": "float32", **settings}
+    """A trainer that sees all views in every step, unless `settings` say else."""
+    section = {"cpu_precision": "float32", **ALL_VIEWS.get(trainer, {}), **settings}
     dataset = {**tiny.dataset_json(), **LABELS[labels]}
     made = trainer(
         {**plans({trainer.section: section}), "continue_training": False},
@@ -119,7 +126,7 @@ SUBSETS = [
 
 @pytest.mark.parametrize("same_patient", [False, True])
 def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch, same_patient):
-    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3, pairs_every=1)
+    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3)
     monkeypatch.setattr(made, "_draw_views", lambda _: SUBSETS)
     given = batch()
     given["keys"] = ["patient_1", "patient_1" if same_patient else "patient_2"]
@@ -137,7 +144,7 @@ def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch,
 
 @pytest.mark.parametrize("size", [0, 3, 64])
 def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
-    settings = {"contrastive_weight": 0.7, "temperature": 0.3, "pairs_every": 1, "negatives_memory": size}
+    settings = {"contrastive_weight": 0.7, "temperature": 0.3, "negatives_memory": size}
     made = make(UniMRSegStage2Trainer, **settings)
     monkeypatch.setattr(made, "_draw_views", lambda count: [subset[:count] for subset in SUBSETS])
     whole, past, past_patients = batch(), [[], [], []], []
@@ -269,7 +276,7 @@ def test_stage_1_reconstructs_known_channels_only():
 @pytest.mark.parametrize("trainer", SEGMENTING)
 def test_ignored_voxels_are_not_supervised(trainer, labels):
     without = {
-        UniMRSegStage2Trainer: {"contrastive_weight": 0.0, "pairs_every": 1},
+        UniMRSegStage2Trainer: {"contrastive_weight": 0.0},
         UniMRSegStage3Trainer: {"feature_weight": 0.0, "prediction_weight": 0.0},
         UniMRSegModalityDropoutTrainer: {},
     }
@@ -280,11 +287,9 @@ def test_ignored_voxels_are_not_supervised(trainer, labels):
     assert float(sum(gradients)) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("trainer", "settings"), [(UniMRSegStage2Trainer, {"pairs_every": 1}), (UniMRSegStage3Trainer, {})]
-)
-def test_losses_without_labels_use_ignored_voxels(trainer, settings):
-    made = make(trainer, **settings)
+@pytest.mark.parametrize("trainer", [UniMRSegStage2Trainer, UniMRSegStage3Trainer])
+def test_losses_without_labels_use_ignored_voxels(trainer):
+    made = make(trainer)
     ignored = batch(ignored=True)
     for adapter in made.network.adapters or []:
         nn.init.ones_(adapter.scale)

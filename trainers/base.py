@@ -36,6 +36,19 @@ POLY_EXPONENT = 0.9
 """Of the polynomial decay of the learning rate; nnU-Net's."""
 
 
+LR_FACTOR = "lr_factor"
+"""Key of a group of parameters: its learning rate over the schedule's."""
+
+
+class GroupedPolyLRScheduler(PolyLRScheduler):
+    """nnU-Net's polynomial decay, times the factor of each group of parameters."""
+
+    def step(self, current_step: int | None = None) -> None:
+        super().step(current_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= group[LR_FACTOR]
+
+
 class UniMRSegTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the network that understands missing modalities. Subclasses name their `section`."""
 
@@ -104,13 +117,17 @@ class UniMRSegTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """As nnU-Net's, for the parameters that learn, and with a decay that may end above zero."""
-        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(
-            learning, self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
+            self.parameter_groups(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
         )
         share_left = (self.settings.final_lr / self.initial_lr) ** (1 / POLY_EXPONENT) if self.settings.final_lr else 0
         epochs_to_zero = self.num_epochs / (1 - share_left)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, epochs_to_zero, POLY_EXPONENT)
+        return optimizer, GroupedPolyLRScheduler(optimizer, self.initial_lr, epochs_to_zero, POLY_EXPONENT)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what learns, in groups for the optimizer, each with the factor of its learning rate."""
+        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        return [{"params": learning, LR_FACTOR: 1.0}]
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         if isinstance(filename_or_checkpoint, str):

@@ -15,6 +15,7 @@ from nnunetv2_unimrseg.modalities import incomplete_subsets
 from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.preprocessing import read_absent_files
+from nnunetv2_unimrseg.trainers.base import LR_FACTOR
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
 from nnunetv2_unimrseg.views import incomplete_views
 
@@ -55,6 +56,15 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         )
         network.freeze_encoder()
         return network
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the decoder's parameters and the adapters', which start from nothing and may learn faster."""
+        (group,) = super().parameter_groups()
+        modules = self.unwrapped_network.adapters
+        adapters = [] if modules is None else list(modules.parameters())
+        of_adapters = set(map(id, adapters))
+        decoder = [parameter for parameter in group["params"] if id(parameter) not in of_adapters]
+        return [{**group, "params": decoder}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         subsets = self._deal_subsets(len(data))
