@@ -126,8 +126,9 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        600,
-        "Epochs. 1 + 1 / pairs_every views a step: three quarters of stock nnU-Net's forward-backward passes.",
+        675,
+        "Epochs. One view a step in the first complete_first of them, then 1 + 1 / pairs_every: three quarters of "
+        "stock nnU-Net's forward-backward passes.",
         low=1,
     )
     views: str = option(
@@ -143,9 +144,9 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
         low=1,
     )
     complete_first: float = option(
-        0.0,
-        "Share of the epochs, at the start, that see every sample once and complete, as stock nnU-Net does; views "
-        "come after.",
+        0.55,
+        "Share of the epochs, at the start, that see every sample once and complete, as stock nnU-Net does; the "
+        "learning rate decays over them and starts anew for the rest.",
         low=0.0,
         high=1.0,
     )

@@ -329,9 +329,10 @@ def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders)
 
 
 def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:
-    """Return the learning rate of every epoch, and what would follow after the last."""
-    made = instance(trainer, **settings)
-    made.network = unet(adapters=False)
+    """Return the learning rate of every epoch, and what would follow after the last, in a training of one phase."""
+    one_phase = {"complete_first": 0.0} if trainer is UniMRSegStage2Trainer else {}
+    made = instance(trainer, **one_phase | settings)
+    made.network = unet(adapters=trainer is UniMRSegStage3Trainer)
     optimizer, scheduler = (configure or trainer.configure_optimizers)(made)
     rates = []
     for epoch in range(made.num_epochs + 1):
@@ -355,6 +356,16 @@ def test_a_decay_to_zero_is_nnunets(trainer, folders):
     assert learning_rates(trainer, **settings) == learning_rates(
         trainer, nnUNetTrainer.configure_optimizers, **settings
     )
+
+
+@pytest.mark.parametrize(("share", "phases"), [(0.0, [10]), (0.04, [10]), (0.3, [3, 7]), (0.96, [10]), (1.0, [10])])
+def test_stage_2_decays_anew_when_complete_samples_have_come_first(share, phases, folders):
+    settings = {"num_epochs": 10, "initial_lr": 0.3, "final_lr": 0.01}
+    expected = []
+    for epochs in phases:
+        alone = learning_rates(UniMRSegModalityDropoutTrainer, **settings | {"num_epochs": epochs})
+        expected += alone[:-1]
+    assert learning_rates(UniMRSegStage2Trainer, **settings, complete_first=share)[:-1] == pytest.approx(expected)
 
 
 def test_stage_3_can_go_on_with_the_learning_rate_that_stage_2_ends_with(folders):

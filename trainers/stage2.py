@@ -37,6 +37,10 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         self.memory = NegativesMemory(settings.negatives_memory)
         self.steps = 0
 
+    def phases(self) -> list[int]:
+        complete = complete_epochs(self.settings)
+        return [epochs for epochs in (complete, self.num_epochs - complete) if epochs]
+
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         if self.current_epoch < complete_epochs(self.settings):
             return self.loss(self.network(data), target)
