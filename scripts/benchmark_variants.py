@@ -68,7 +68,7 @@ STAGE_1 = {
     "after_stock": Variant(
         "stages 2 and 3 after a stock nnU-Net instead of stage 1",
         {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
-        {"modality_dropout": NO_DROPOUT},
+        {"modality_dropout": NO_DROPOUT, "stage2": {"complete_first": 0.0}},
     ),
     "no_stage1": Variant(
         "no stage 1: its share goes to stage 2",
@@ -82,6 +82,8 @@ STAGE_1 = {
 }
 
 STAGE_2 = {
+    "no_complete_first": three_stages("no complete samples first", stage2={"complete_first": 0.0}),
+    "complete_first_only": three_stages("complete samples only in stage 2", stage2={"complete_first": 1.0}),
     "two_subsets": three_stages("two random subsets as the pair", stage2={"views": "two_subsets"}),
     "pairs_every_step": three_stages("pairs in every step (the paper's)", stage2={"pairs_every": 1}),
     "no_contrast": three_stages("no contrastive loss", stage2={"contrastive_weight": 0.0}),
@@ -95,6 +97,8 @@ STAGE_3 = {
     "adapters_any": three_stages(
         "adapters know only that something is missing (the paper's)", stage3={"adapters_know_modalities": False}
     ),
+    "adapter_lr_10": three_stages("adapters learn ten times as fast", stage3={"adapter_lr_factor": 10.0}),
+    "rare_comparison": three_stages("views compared in every fourth step of stage 3", stage3={"pairs_every": 4}),
     "no_reverse_attention": three_stages("adapters without reverse attention", stage3={"reverse_attention": False}),
     "no_feature_consistency": three_stages("no feature consistency", stage3={"feature_weight": 0.0}),
     "no_prediction_consistency": three_stages("no prediction consistency", stage3={"prediction_weight": 0.0}),

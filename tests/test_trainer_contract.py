@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from networks import images, train_adapters, unet
@@ -309,79 +306,6 @@ def test_stage_3_optimises_what_learns_only(folders):
     everything = {id(parameter) for parameter in made.network.parameters()}
     assert learning == everything - frozen
     assert optimizer.param_groups[0]["lr"] == Stage3Config().initial_lr
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0, 10.0])
-def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders):
-    made = instance(UniMRSegStage3Trainer, initial_lr=1e-2, num_epochs=4, adapter_lr_factor=factor)
-    made.network = unet()
-    made.network.freeze_encoder()
-    optimizer, scheduler = made.configure_optimizers()
-    decoder, adapters = optimizer.param_groups
-    assert {id(parameter) for parameter in adapters["params"]} == set(map(id, made.network.adapters.parameters()))
-    for epoch in range(4):
-        scheduler.step(epoch)
-        assert decoder["lr"] == pytest.approx(1e-2 * (1 - epoch / 4) ** 0.9)
-        assert adapters["lr"] == pytest.approx(factor * decoder["lr"])
-    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as on resuming
-    scheduler.step(0)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, factor * 1e-2])
-
-
-def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:
-    """Return the learning rate of every epoch, and what would follow after the last, in a training of one phase."""
-    one_phase = {"complete_first": 0.0} if trainer is UniMRSegStage2Trainer else {}
-    made = instance(trainer, **one_phase | settings)
-    made.network = unet(adapters=trainer is UniMRSegStage3Trainer)
-    optimizer, scheduler = (configure or trainer.configure_optimizers)(made)
-    rates = []
-    for epoch in range(made.num_epochs + 1):
-        scheduler.step(epoch)
-        rates.append(optimizer.param_groups[0]["lr"])
-    return rates
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize(("initial", "final"), [(1e-2, 2e-3), (0.5, 0.499), (1e-2, 1e-6)])
-def test_the_learning_rate_ends_where_it_is_set(trainer, initial, final, folders):
-    rates = learning_rates(trainer, num_epochs=40, initial_lr=initial, final_lr=final)
-    # its power 1 / 0.9 falls in a straight line
-    expected = np.linspace(initial ** (1 / 0.9), final ** (1 / 0.9), 41) ** 0.9
-    np.testing.assert_allclose(rates, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_a_decay_to_zero_is_nnunets(trainer, folders):
-    settings = {"num_epochs": 20, "initial_lr": 0.3, "final_lr": 0.0}
-    assert learning_rates(trainer, **settings) == learning_rates(
-        trainer, nnUNetTrainer.configure_optimizers, **settings
-    )
-
-
-@pytest.mark.parametrize(("share", "phases"), [(0.0, [10]), (0.04, [10]), (0.3, [3, 7]), (0.96, [10]), (1.0, [10])])
-def test_stage_2_decays_anew_when_complete_samples_have_come_first(share, phases, folders):
-    settings = {"num_epochs": 10, "initial_lr": 0.3, "final_lr": 0.01}
-    expected = []
-    for epochs in phases:
-        alone = learning_rates(UniMRSegModalityDropoutTrainer, **settings | {"num_epochs": epochs})
-        expected += alone[:-1]
-    assert learning_rates(UniMRSegStage2Trainer, **settings, complete_first=share)[:-1] == pytest.approx(expected)
-
-
-def test_stage_3_can_go_on_with_the_learning_rate_that_stage_2_ends_with(folders):
-    second = learning_rates(UniMRSegStage2Trainer, num_epochs=30, initial_lr=1e-2, final_lr=2e-3)
-    third = learning_rates(UniMRSegStage3Trainer, num_epochs=10, initial_lr=2e-3, final_lr=0.0)
-    assert second[-1] == pytest.approx(third[0], rel=1e-6)
-    both = [*second[:-1], *third]
-    assert both == sorted(both, reverse=True)
-
-
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("final", [0.01, 0.02])
-def test_a_learning_rate_that_does_not_fall_is_refused(trainer, final, folders):
-    with pytest.raises(UserError, match=rf"{trainer.section}\.final_lr = {final} must be lower than .*0\.01"):
-        instance(trainer, initial_lr=0.01, final_lr=final)
-    assert not folders.exists()
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
