@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
 
 
@@ -12,8 +14,8 @@ def incomplete_views(stage3: Stage3Config, num_modalities: int) -> int:
 
 
 def complete_epochs(stage2: Stage2Config) -> int:
-    """Return how many epochs at the start of stage 2 see complete samples only."""
-    return round(stage2.complete_first * stage2.num_epochs)
+    """Return how many epochs at the start of stage 2 see complete samples only; a begun epoch is not one of them."""
+    return math.floor(round(stage2.complete_first * stage2.num_epochs, 6))
 
 
 def passes_per_sample(settings: TrainingConfig, num_modalities: int) -> float:

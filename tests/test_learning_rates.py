@@ -82,7 +82,7 @@ def test_a_decay_to_zero_is_nnunets(trainer, folders):
     )
 
 
-@pytest.mark.parametrize(("share", "phases"), [(0.0, [10]), (0.04, [10]), (0.3, [3, 7]), (0.96, [10]), (1.0, [10])])
+@pytest.mark.parametrize(("share", "phases"), [(0.0, [10]), (0.04, [10]), (0.3, [3, 7]), (0.96, [9, 1]), (1.0, [10])])
 def test_stage_2_decays_anew_when_complete_samples_have_come_first(share, phases, folders):
     settings = {"num_epochs": 10, "initial_lr": 0.3, "final_lr": 0.01}
     expected = []

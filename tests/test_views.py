@@ -53,7 +53,7 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
         (Stage2Config(complete_first=0.0, pairs_every=10), 1.1),
         (Stage2Config(pairs_every=4, complete_first=0.2, num_epochs=600), 1.2),
         (Stage2Config(pairs_every=1, complete_first=1.0), 1),
-        (Stage2Config(pairs_every=1, complete_first=0.25, num_epochs=2), 2),  # half an epoch is none
+        (Stage2Config(pairs_every=1, complete_first=0.9, num_epochs=1), 2),  # an epoch that has only begun is none
         (Stage3Config(pairs_every=1, subsets_per_step=2), 3),
         (Stage3Config(pairs_every=5, subsets_per_step=2), 1.4),
     ],
