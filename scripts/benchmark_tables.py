@@ -222,7 +222,9 @@ def headline(benchmark: Benchmark) -> str:
         return ""
     runs = benchmark.runs(variants)
     rows = []
-    for variant in variants:
+    for variant in present(benchmark, MAIN):
+        if len(benchmark.runs([*variants, variant])) < len(runs):
+            continue
         means = figures(benchmark, variant, runs).means
         cells = [percent(means[group]) for group in (COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)]
         change = NOTHING
