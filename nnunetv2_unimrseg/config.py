@@ -146,8 +146,8 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     complete_first: float = option(
         0.55,
         "Share of the epochs, at the start, that see every sample once and complete, as stock nnU-Net does; the "
-        "learning rate decays over them and starts anew for the rest. Measured against 0 (docs/benchmarks.md, sarcoma, 5 "
-        "folds): +2.9 Dice points (1.6 to 4.7) on complete input, +0.4 (-0.7 to 1.7) on incomplete.",
+        "learning rate decays over them and starts anew for the rest. Measured against 0 (docs/benchmarks.md, "
+        "sarcoma, 5 folds): +2.9 Dice points (1.6 to 4.7) on complete input, +0.4 (-0.7 to 1.7) on incomplete.",
         low=0.0,
         high=1.0,
     )
