@@ -126,7 +126,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        675,
+        674,
         "Epochs. One view a step in the first complete_first of them, then 1 + 1 / pairs_every: three quarters of "
         "stock nnU-Net's forward-backward passes.",
         low=1,
@@ -174,7 +174,7 @@ class Stage3Config(TrainingConfig, ViewsConfig):
 
     num_epochs: int = option(
         100,
-        "Epochs. 1 + subsets_per_step views a step: a fifth of stock nnU-Net's forward-backward passes.",
+        "Epochs. 1 + subsets_per_step / pairs_every views a step: a fifth of stock nnU-Net's forward-backward passes.",
         low=1,
     )
     initial_lr: float = option(

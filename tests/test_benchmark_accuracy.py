@@ -49,7 +49,7 @@ def test_shares_of_the_three_stages_are_those_of_the_defaults(num_modalities):
     settings = {stage: getattr(config, stage) for stage in STAGES}
     passes = {stage: own.num_epochs * passes_per_sample(own, num_modalities) for stage, own in settings.items()}
     total = sum(passes.values())
-    assert {stage: value / total for stage, value in passes.items()} == pytest.approx(SHARES, rel=0.01)
+    assert {stage: value / total for stage, value in passes.items()} == pytest.approx(SHARES)
 
 
 def test_stock_sees_complete_input_only_and_the_control_every_subset_alike():

@@ -43,8 +43,8 @@ LR_FACTOR = "lr_factor"
 class PhasedPolyLRScheduler(PolyLRScheduler):
     """nnU-Net's polynomial decay, anew in each phase of the training, times the factor of each group of parameters.
 
-    A new phase starts without the momentum of the one before, whose long memory would throw the weights far away at the
-    high learning rate (it did: the loss rose by 0.3 and did not come back).
+    A new phase starts without the momentum of the one before: its long memory belongs to the low learning rate at that
+    phase's end (docs/benchmarks.md says what keeping it did).
 
     Args:
         optimizer: its groups name their `LR_FACTOR`.
