@@ -96,8 +96,8 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
 
     num_epochs: int = option(
         50,
-        "Epochs. One forward-backward pass a step: a twentieth of stock nnU-Net's budget, so that nearly all of it goes "
-        "to the stages that use labels. Measured against no stage 1 (docs/benchmarks.md, sarcoma, 5 folds, 1 seed): -0.6 "
+        "Epochs. One forward-backward pass a step: a twentieth of stock nnU-Net's budget, so that nearly all goes "
+        "to the stages that use labels. Measured against none (docs/benchmarks.md, sarcoma, 5 folds, 1 seed): -0.6 "
         "Dice points (-1.5 to +0.3) on incomplete input, -0.7 (-2.0 to +0.4) on complete, so no gain in trainings "
         "that short.",
         low=1,
