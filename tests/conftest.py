@@ -107,6 +107,14 @@ def make_planned_workspace(root: Path) -> Workspace:
     return workspace
 
 
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nnU-Net's three folders, where nothing is yet; returns that of results."""
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path / "results"
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The phantom with all three stages and the control trained on fold 0, by stock nnUNetv2_train."""

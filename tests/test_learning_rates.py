@@ -21,23 +21,9 @@ from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 TRAINERS = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
 
 
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path / "results"
-
-
-def instance(trainer: type, **settings: object):
-    plans = tiny.plans()
-    plans["continue_training"] = False
-    plans["configurations"]["3d_fullres"]["unimrseg"] = {trainer.section: settings}
-    return trainer(plans, "3d_fullres", 0, tiny.dataset_json(), torch.device("cpu"))
-
-
 @pytest.mark.parametrize("factor", [0.5, 1.0, 10.0])
 def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders):
-    made = instance(UniMRSegStage3Trainer, initial_lr=1e-2, num_epochs=4, adapter_lr_factor=factor)
+    made = tiny.trainer(UniMRSegStage3Trainer, initial_lr=1e-2, num_epochs=4, adapter_lr_factor=factor)
     made.network = unet()
     made.network.freeze_encoder()
     optimizer, scheduler = made.configure_optimizers()
@@ -55,7 +41,7 @@ def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders)
 def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:
     """Return the learning rate of every epoch, and what would follow after the last, in a training of one phase."""
     one_phase = {"complete_first": 0.0} if trainer is UniMRSegStage2Trainer else {}
-    made = instance(trainer, **one_phase | settings)
+    made = tiny.trainer(trainer, **one_phase | settings)
     made.network = unet(adapters=trainer is UniMRSegStage3Trainer)
     optimizer, scheduler = (configure or trainer.configure_optimizers)(made)
     rates = []
@@ -93,7 +79,7 @@ def test_stage_2_decays_anew_when_complete_samples_have_come_first(share, phases
 
 
 def test_momentum_starts_anew_with_the_phase(folders):
-    made = instance(UniMRSegStage2Trainer, num_epochs=4, complete_first=0.5)
+    made = tiny.trainer(UniMRSegStage2Trainer, num_epochs=4, complete_first=0.5)
     made.network = unet(adapters=False)
     optimizer, scheduler = made.configure_optimizers()
     kept = []
@@ -119,5 +105,5 @@ def test_stage_3_can_go_on_with_the_learning_rate_that_stage_2_ends_with(folders
 @pytest.mark.parametrize("final", [0.01, 0.02])
 def test_a_learning_rate_that_does_not_fall_is_refused(trainer, final, folders):
     with pytest.raises(UserError, match=rf"{trainer.section}\.final_lr = {final} must be lower than .*0\.01"):
-        instance(trainer, initial_lr=0.01, final_lr=final)
+        tiny.trainer(trainer, initial_lr=0.01, final_lr=final)
     assert not folders.exists()

@@ -220,30 +220,16 @@ def test_init_has_nnunets_parameters_and_defaults(trainer):
     assert ours["device"].default == theirs["device"].default
 
 
-@pytest.fixture
-def folders(tmp_path, monkeypatch):
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path / "results"
-
-
-def instance(trainer: type, *, names: tuple[str, ...] = tiny.NAMES, device: str = "cpu", **settings: object):
-    plans = tiny.plans()
-    plans["continue_training"] = False
-    plans["configurations"]["3d_fullres"]["unimrseg"] = {trainer.section: settings}
-    return trainer(plans, "3d_fullres", 0, tiny.dataset_json(names), torch.device(device))
-
-
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_settings_of_the_plans_are_the_trainers(trainer, folders):
     values = {
         "num_epochs": 3, "num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 5, "initial_lr": 0.5,
         "weight_decay": 0.25, "oversample_foreground_percent": 0.75, "save_every": 7,
     }  # fmt: skip
-    made = instance(trainer, **values, cpu_precision="float32")
+    made = tiny.trainer(trainer, **values, cpu_precision="float32")
     assert {name: getattr(made, name) for name in values} == values
     assert made.uses_bfloat16 is False
-    assert instance(trainer, cpu_precision="bfloat16").uses_bfloat16 is True
+    assert tiny.trainer(trainer, cpu_precision="bfloat16").uses_bfloat16 is True
     assert made.enable_deep_supervision is True
 
 
@@ -259,32 +245,32 @@ BAD = [
 def test_bad_input_is_one_error_and_leaves_no_folder(trainer, settings, words, options, folders, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=words):
-        instance(trainer, **options, **settings)
+        tiny.trainer(trainer, **options, **settings)
     assert not folders.exists()
 
 
 def test_incomplete_views_need_dropout(folders):
     never = {"views": "complete_and_incomplete", "subset_sampling": "per_modality"}
     with pytest.raises(UserError, match=r"stage2\.dropout_probability = 0\.0 hardly ever drops"):
-        instance(UniMRSegStage2Trainer, **never, dropout_probability=0.0)
+        tiny.trainer(UniMRSegStage2Trainer, **never, dropout_probability=0.0)
     assert not folders.exists()
-    instance(UniMRSegStage2Trainer, **never, dropout_probability=0.3)
+    tiny.trainer(UniMRSegStage2Trainer, **never, dropout_probability=0.3)
 
 
 def test_a_missing_stage_names_folder_and_command(folders):
     with pytest.raises(UserError) as error:
-        instance(UniMRSegStage3Trainer).initial_checkpoint()
+        tiny.trainer(UniMRSegStage3Trainer).initial_checkpoint()
     message = str(error.value)
     assert "UniMRSegStage2Trainer__nnUNetPlans__3d_fullres/fold_0" in message
     assert "nnUNetv2_train 998 3d_fullres 0 -tr UniMRSegStage2Trainer -p nnUNetPlans -device cpu" in message
     assert "stage3.start_from=PATH" in message
-    assert instance(UniMRSegStage1Trainer).initial_checkpoint() is None
-    assert instance(UniMRSegModalityDropoutTrainer).initial_checkpoint() is None
+    assert tiny.trainer(UniMRSegStage1Trainer).initial_checkpoint() is None
+    assert tiny.trainer(UniMRSegModalityDropoutTrainer).initial_checkpoint() is None
 
 
 def test_start_from_names_a_checkpoint_of_each_fold(folders, tmp_path):
     (tmp_path / "fold_0.pth").touch()
-    made = instance(UniMRSegStage2Trainer, start_from=str(tmp_path / "fold_{fold}.pth"))
+    made = tiny.trainer(UniMRSegStage2Trainer, start_from=str(tmp_path / "fold_{fold}.pth"))
     assert made.initial_checkpoint() == tmp_path / "fold_0.pth"
     (tmp_path / "fold_0.pth").unlink()
     with pytest.raises(UserError, match=r"stage2\.start_from names .*fold_0\.pth, which does not exist"):
@@ -293,11 +279,11 @@ def test_start_from_names_a_checkpoint_of_each_fold(folders, tmp_path):
 
 @pytest.mark.parametrize("trainer", [UniMRSegStage2Trainer, UniMRSegStage3Trainer])
 def test_start_from_scratch_needs_no_checkpoint(trainer, folders):
-    assert instance(trainer, start_from="scratch").initial_checkpoint() is None
+    assert tiny.trainer(trainer, start_from="scratch").initial_checkpoint() is None
 
 
 def test_stage_3_optimises_what_learns_only(folders):
-    made = instance(UniMRSegStage3Trainer)
+    made = tiny.trainer(UniMRSegStage3Trainer)
     made.network = unet()
     made.network.freeze_encoder()
     optimizer, _ = made.configure_optimizers()

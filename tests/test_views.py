@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle, islice
-
 import pytest
 import tiny
 import torch
@@ -15,20 +13,12 @@ from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 from nnunetv2_unimrseg.views import incomplete_views, passes_per_sample
 
+pytestmark = pytest.mark.usefixtures("folders")
+
 
 @pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+def same_draws():
     torch.manual_seed(0)
-
-
-def instance(trainer: type, num_modalities: int = 4, **settings: object):
-    plans = tiny.plans(tuple(islice(cycle(tiny.NORMALISERS), num_modalities)))
-    plans["continue_training"] = False
-    plans["configurations"]["3d_fullres"]["unimrseg"] = {trainer.section: settings}
-    names = tuple(f"modality {number}" for number in range(num_modalities))
-    return trainer(plans, "3d_fullres", 0, tiny.dataset_json(names), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +29,11 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
     settings = Stage3Config(pairs_every=1, subsets_per_step=subsets)
     assert incomplete_views(settings, num_modalities) == expected
     assert passes_per_sample(settings, num_modalities) == 1 + expected
-    dealt = instance(UniMRSegStage3Trainer, num_modalities, subsets_per_step=subsets)._deal_subsets(3)
+    dealt = tiny.trainer(
+        UniMRSegStage3Trainer,
+        names=[f"modality {number}" for number in range(num_modalities)],
+        subsets_per_step=subsets,
+    )._deal_subsets(3)
     assert [tuple(subset.shape) for subset in dealt] == [(3, num_modalities)] * expected
 
 
@@ -65,7 +59,7 @@ def test_passes_of_a_sample(settings, expected, num_modalities):
 
 def with_network(trainer: type, **settings: object):
     """A trainer that records the subsets its network is given; its loss is the mean logit."""
-    made = instance(trainer, **settings)
+    made = tiny.trainer(trainer, **settings)
     made.network = unet(adapters=trainer is UniMRSegStage3Trainer)
     made.loss = lambda logits, _target: logits.mean()
     made.seen = []
@@ -169,7 +163,7 @@ def test_stage_3_gives_single_views_the_labels_of_a_pair_on_average(weight):
 @pytest.mark.parametrize("trainer", [UniMRSegStage2Trainer, UniMRSegStage3Trainer])
 @pytest.mark.parametrize("share", [0.33, 0.75])
 def test_batch_and_share_of_foreground_are_stocks(trainer, share):
-    made = instance(trainer, oversample_foreground_percent=share)
+    made = tiny.trainer(trainer, oversample_foreground_percent=share)
     made._set_batch_size_and_oversample()
     planned = made.configuration_manager.batch_size
     assert (made.batch_size, made.oversample_foreground_percent) == (planned, share)

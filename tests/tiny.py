@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
 NAMES = ("CT", "PET", "T1", "T2")
 NORMALISERS = ("CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization")
@@ -85,6 +87,14 @@ def plans(
             str(number): dict(intensities) for number in range(len(normalisers))
         },
     }
+
+
+def trainer(of: type, *, names: Sequence[str] = NAMES, device: str = "cpu", **settings: object):
+    """Return a trainer of this class, with these settings of its section in the plans, before `initialize`."""
+    made = plans(tuple(islice(cycle(NORMALISERS), len(names))))
+    made["continue_training"] = False
+    made["configurations"]["3d_fullres"]["unimrseg"] = {of.section: settings}
+    return of(made, "3d_fullres", 0, dataset_json(names), torch.device(device))
 
 
 def image(seed: int = 0, channels: int = len(NAMES), shape: Sequence[int] = SHAPE) -> np.ndarray:
