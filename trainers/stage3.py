@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any, ClassVar
 
 import torch
@@ -67,18 +66,19 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         return [{**group, "params": decoder}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
-        subsets = self._deal_subsets(len(data))
         self.steps += 1
         if self.steps % self.settings.pairs_every:
-            return self._loss_of_one_view(data, target, random.choice(subsets))
+            return self._loss_of_one_view(data, target)
+        subsets = self._deal_subsets(len(data))
         loss, teacher_logits, *teacher_features = self.run_view(self._teacher_view, data, target)
         teacher = (teacher_logits.detach(), *(features.detach() for features in teacher_features))
         students = [self.run_view(self._student_view, data, target, available, *teacher) for available in subsets]
         return loss + torch.stack(students).mean()
 
-    def _loss_of_one_view(self, data: Tensor, target: Tensor | list[Tensor], incomplete: Tensor) -> Tensor:
+    def _loss_of_one_view(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""
         labels = 1 + self.settings.incomplete_label_weight
+        incomplete = self.deck.deal(len(data)).to(self.device, non_blocking=True)
         is_complete = torch.rand(len(data), 1, device=data.device) < 1 / labels
         return labels * self.loss(self.network(data, incomplete | is_complete), target)
 
