@@ -95,11 +95,9 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 1, multi-granular modality reconstruction (paper section 3.1)."""
 
     num_epochs: int = option(
-        50,
-        "Epochs. One forward-backward pass a step: a twentieth of stock nnU-Net's budget, so that nearly all goes "
-        "to the stages that use labels. Measured against none (docs/benchmarks.md, sarcoma, 5 folds, 1 seed): -0.6 "
-        "Dice points (-1.5 to +0.3) on incomplete input, -0.7 (-2.0 to +0.4) on complete, so no gain in trainings "
-        "that short.",
+        18,
+        "Epochs. One forward-backward pass a step: 1.8 % of stock nnU-Net's budget, so that nearly all goes to the "
+        "stages that use labels. A twentieth brought nothing in short trainings (docs/benchmarks.md).",
         low=1,
     )
     shuffle_probability: float = option(
@@ -128,10 +126,22 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        674,
-        "Epochs. One view a step in the first complete_first of them, then 1 + 1 / pairs_every: three quarters of "
-        "stock nnU-Net's forward-backward passes.",
+        736,
+        "Epochs. 1 + 1 / pairs_every views a step: 78.2 % of stock nnU-Net's forward-backward passes.",
         low=1,
+    )
+    subset_sampling: str = option(
+        "per_modality",
+        "How an incomplete view is drawn: 'per_modality' drops each modality on its own with dropout_probability, "
+        "'uniform' makes every subset equally likely. Never all of them.",
+        choices=("uniform", "per_modality"),
+    )
+    dropout_probability: float = option(
+        0.2,
+        "Probability that a modality is dropped, for 'per_modality'. Low, so that most incomplete views lack one "
+        "modality and the harder ones are left to stage 3 (docs/benchmarks.md, sarcoma).",
+        low=0.0,
+        high=0.95,
     )
     views: str = option(
         "complete_and_incomplete",
@@ -140,16 +150,15 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(
-        4,
+        16,
         "Every how many steps both views of each sample are seen and compared; the other steps see one of them, so "
         "that as many different samples are seen as stock nnU-Net sees in 1 + 1 / pairs_every of the passes.",
         low=1,
     )
     complete_first: float = option(
-        0.55,
+        0.0,
         "Share of the epochs, at the start, that see every sample once and complete, as stock nnU-Net does; the "
-        "learning rate decays over them and starts anew for the rest. Measured against 0 (docs/benchmarks.md, "
-        "sarcoma, 5 folds): +2.9 Dice points (1.6 to 4.7) on complete input, +0.4 (-0.7 to 1.7) on incomplete.",
+        "learning rate decays over them and starts anew for the rest.",
         low=0.0,
         high=1.0,
     )

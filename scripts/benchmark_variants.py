@@ -32,7 +32,7 @@ class Variant:
 BUDGET_SETTINGS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every", "start_from")
 """Settings that the benchmark decides itself."""
 
-SHARES = {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}
+SHARES = {"stage1": 0.018, "stage2": 0.782, "stage3": 0.2}
 """Shares of the three stages; those of the default epochs of `config.py` (a test compares them)."""
 
 
@@ -46,6 +46,9 @@ CONTROL = "control"
 THREE_STAGES = "three_stages"
 
 NO_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.0}
+RARE_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.2}
+EARLIER_STAGE_2 = {"subset_sampling": "uniform", "dropout_probability": 0.5, "pairs_every": 4}
+"""Stage 2's defaults while `complete_first` and `after_stock` were measured."""
 
 MAIN = {
     STOCK: Variant(
@@ -57,7 +60,7 @@ MAIN = {
     "control_20": Variant(
         "control that drops each modality with probability 0.2",
         {"modality_dropout": 1.0},
-        {"modality_dropout": {"subset_sampling": "per_modality", "dropout_probability": 0.2}},
+        {"modality_dropout": RARE_DROPOUT},
     ),
     "stage2": Variant("stage 2 alone, from scratch", {"stage2": 1.0}),
     "stages_1_2": Variant("stages 1 and 2", {"stage1": SHARES["stage1"], "stage2": 1 - SHARES["stage1"]}),
@@ -65,15 +68,16 @@ MAIN = {
 }
 
 STAGE_1 = {
-    "after_stock": Variant(
-        "stages 2 and 3 after a stock nnU-Net instead of stage 1",
-        {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
-        {"modality_dropout": NO_DROPOUT, "stage2": {"complete_first": 0.0}},
+    "after_control_20": Variant(
+        "stage 3 after the control that drops each modality with probability 0.2",
+        {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
+        {"modality_dropout": RARE_DROPOUT},
     ),
     "no_stage1": Variant(
         "no stage 1: its share goes to stage 2",
-        {"stage2": SHARES["stage1"] + SHARES["stage2"], "stage3": SHARES["stage3"]},
+        {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
     ),
+    "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
     "mask_block_4": three_stages("masked blocks of 4 voxels", stage1={"mask_block_size": 4}),
@@ -82,8 +86,8 @@ STAGE_1 = {
 }
 
 STAGE_2 = {
-    "no_complete_first": three_stages("no complete samples first", stage2={"complete_first": 0.0}),
-    "complete_first_only": three_stages("complete samples only in stage 2", stage2={"complete_first": 1.0}),
+    "uniform_stage2": three_stages("all incomplete subsets alike in stage 2", stage2={"subset_sampling": "uniform"}),
+    "dropout_40": three_stages("dropout probability 0.4 in stage 2", stage2={"dropout_probability": 0.4}),
     "two_subsets": three_stages("two random subsets as the pair", stage2={"views": "two_subsets"}),
     "pairs_every_step": three_stages("pairs in every step (the paper's)", stage2={"pairs_every": 1}),
     "no_contrast": three_stages("no contrastive loss", stage2={"contrastive_weight": 0.0}),
@@ -113,4 +117,23 @@ STAGE_3 = {
     ),
 }
 
-VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3}
+EARLIER = {
+    "after_stock": Variant(
+        "stage 2 with all subsets alike, and stage 3, after a stock nnU-Net",
+        {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
+        {"modality_dropout": NO_DROPOUT, "stage2": EARLIER_STAGE_2},
+    ),
+    "all_subsets_alike": Variant(
+        "all incomplete subsets alike in stage 2, pairs in every fourth step, stage 1 with a twentieth of the budget",
+        {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
+        {"stage2": EARLIER_STAGE_2},
+    ),
+    "complete_first": Variant(
+        "the same with complete samples only in the first 55 % of stage 2",
+        {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
+        {"stage2": {**EARLIER_STAGE_2, "complete_first": 0.55}},
+    ),
+}
+"""What was tried before the present defaults of stage 2."""
+
+VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3, **EARLIER}

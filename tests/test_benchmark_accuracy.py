@@ -33,14 +33,9 @@ def test_variants_spend_the_budget_on_settings_that_exist(name):
     assert sum(variant.shares.values()) == pytest.approx(1)
     assert set(variant.settings) <= set(variant.shares)
     changed = UniMRSegConfig.from_dict(variant.settings)
-    if name not in (THREE_STAGES, CONTROL, "stage2", "stages_1_2", "no_stage1"):
-        assert changed != UniMRSegConfig()
+    others = [(other.shares, UniMRSegConfig.from_dict(other.settings)) for other in VARIANTS.values()]
+    assert others.count((variant.shares, changed)) == 1
     assert sum(task.passes for task in chain(name)) == pytest.approx(1000, abs=2)
-
-
-def test_no_two_variants_are_the_same():
-    distinct = {repr((dict(variant.shares), dict(variant.settings))) for variant in VARIANTS.values()}
-    assert len(distinct) == len(VARIANTS)
 
 
 @pytest.mark.parametrize("num_modalities", [2, 3, 4])
