@@ -234,20 +234,25 @@ def _group_means(benchmark: Benchmark, subsets: pd.Series) -> pd.Series:
 
 
 def differences(
-    benchmark: Benchmark, variant: str, baseline: str, groups: Mapping[str, Sequence[str]] | None = None
+    benchmark: Benchmark,
+    variant: str,
+    baseline: str,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    runs: Collection[Run] | None = None,
 ) -> pd.DataFrame:
-    """Return how much higher a variant's Dice is than a baseline's, paired by patient, on the runs that both have.
+    """Return how much higher a variant's Dice is than a baseline's, paired by patient.
 
     Args:
         benchmark: the results.
         variant: what is compared.
         baseline: with what.
         groups: the subsets whose mean in each patient is compared, by name; those of the benchmark by default.
+        runs: the folds and seeds that count; those that both have by default.
 
     Returns:
         A row a group, columns as `over_patients`.
     """
-    runs = benchmark.runs([variant, baseline])
+    runs = benchmark.runs([variant, baseline]) if runs is None else runs
     change = benchmark.patients(variant, runs) - benchmark.patients(baseline, runs)
     return over_patients(change, benchmark.groups if groups is None else groups)
 

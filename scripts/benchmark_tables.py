@@ -229,7 +229,7 @@ def headline(benchmark: Benchmark) -> str:
         cells = [percent(means[group]) for group in (COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)]
         change = NOTHING
         if CONTROL in variants and variant != CONTROL:
-            change = with_interval(differences(benchmark, variant, CONTROL).loc[INCOMPLETE])
+            change = with_interval(differences(benchmark, variant, CONTROL, runs=runs).loc[INCOMPLETE])
         rows.append([short(benchmark, variant), *cells, change])
     heads = ["Dice (%)", COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE, "incomplete: difference to control"]
     return markdown(heads, rows) + "".join(f"\n{line}\n" for line in [_sentence(benchmark)] if line)
