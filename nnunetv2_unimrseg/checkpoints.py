@@ -12,7 +12,9 @@ from torch import nn
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
-HEAD = "decoder.seg_layers."
+HEADS = "decoder.seg_layers."
+DECODER = "decoder."
+SHARED_ENCODER = "decoder.encoder."
 ADAPTERS = "adapters."
 
 _COMPARED = ("patch_size", "spacing", "normalization_schemes", "architecture")
@@ -76,29 +78,36 @@ def _plain(value: object) -> object:
 
 
 def take_weights(
-    network: nn.Module, path: str | Path, configuration: Mapping[str, Any], log: Callable[[str], None] = print
+    network: nn.Module,
+    path: str | Path,
+    configuration: Mapping[str, Any],
+    log: Callable[[str], None] = print,
+    stage1_decoder: bool = False,
 ) -> None:
     """Copy the weights of the checkpoint `path` into `network`.
 
-    Adapters that the file lacks stay as they are. The heads (`decoder.seg_layers`) of a stage-1 checkpoint
-    reconstruct images, so they are left out.
+    Adapters that the file lacks stay as they are. The decoder of a stage-1 checkpoint reconstructs images, so it is
+    left out, or only its heads (`decoder.seg_layers`) are.
 
     Args:
         network: the unwrapped network (neither compiled nor DDP).
         path: a checkpoint of this package or of a stock nnU-Net with the same plans.
         configuration: the plans' configuration that `network` was built from.
         log: called with one line that names the file.
+        stage1_decoder: whether the decoder of a stage-1 checkpoint is taken, but for its heads.
 
     Raises:
         UserError: when the file cannot be read, comes from other plans (lists what differs) or holds other tensors.
     """
     checkpoint = read_checkpoint(path)
-    heads = checkpoint.get("trainer_name") != TRAINER_OF_SECTION["stage1"]
+    left_out = ""
+    if checkpoint.get("trainer_name") == TRAINER_OF_SECTION["stage1"]:
+        left_out = HEADS if stage1_decoder else DECODER
     weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
     problems = plans_differences(checkpoint, configuration)
     taken = {}
     for key, tensor in network.state_dict().items():
-        if key.startswith(HEAD) and not heads:
+        if left_out and key.startswith(left_out) and not key.startswith(SHARED_ENCODER):
             continue
         if key not in weights:
             if not key.startswith(ADAPTERS):
@@ -115,5 +124,5 @@ def take_weights(
             + "\nTrain that stage again with these plans, or use the plans that it was trained with."
         )
     network.load_state_dict({**network.state_dict(), **taken})
-    kept = "" if heads else " (all but the heads)"
+    kept = {"": "", HEADS: " (all but the heads)", DECODER: " (the encoder)"}[left_out]
     log(f"Starting from the weights of {path}{kept}.")

@@ -178,6 +178,12 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
         "Checkpoint to start from instead of stage 1's; a stock nnU-Net's of the same plans will do. '{fold}' in the "
         "path stands for the fold. 'scratch' starts from random weights.",
     )
+    stage1_decoder: bool = option(
+        False,
+        "Whether the decoder of stage 1, without its heads, is taken over besides the encoder. It has learned to make "
+        "images, not outlines.",
+        choices=(False, True),
+    )
 
 
 @dataclass(frozen=True)

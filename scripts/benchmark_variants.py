@@ -77,6 +77,7 @@ STAGE_1 = {
         "no stage 1: its share goes to stage 2",
         {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
     ),
+    "with_decoder": three_stages("stage 1's decoder is taken over too", stage2={"stage1_decoder": True}),
     "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),

@@ -58,15 +58,24 @@ def test_a_stock_checkpoint_serves_stages_2_and_3(tmp_path, adapters):
     assert str(path) in lines[0]
 
 
-def test_heads_of_stage_1_are_left_out(tmp_path):
+@pytest.mark.parametrize(
+    ("stage1_decoder", "left_out", "words"),
+    [(False, "decoder.", "(the encoder)"), (True, "decoder.seg_layers.", "(all but the heads)")],
+)
+def test_what_of_stage_1_is_left_out(tmp_path, stage1_decoder, left_out, words):
     first = unet(adapters=False, classes=4)
     path = save(tmp_path / "stage1.pth", first, TRAINER_OF_SECTION["stage1"])
     second = unet(adapters=False, classes=3)
-    torch.nn.init.zeros_(second.decoder.seg_layers[0].weight)
-    take_weights(second, path, configuration())
-    assert not second.decoder.seg_layers[0].weight.any()
-    for key, value in first.encoder.state_dict().items():
-        assert torch.equal(second.encoder.state_dict()[key], value)
+    before = copy.deepcopy(second.state_dict())
+    lines = []
+    take_weights(second, path, configuration(), lines.append, stage1_decoder)
+    assert words in lines[0]
+    after = second.state_dict()
+    kept = [key for key in after if key.startswith(left_out) and not key.startswith("decoder.encoder.")]
+    assert "decoder.seg_layers.0.weight" in kept
+    assert ("decoder.transpconvs.0.weight" in kept) is not stage1_decoder
+    for key, value in after.items():
+        assert torch.equal(value, before[key] if key in kept else first.state_dict()[key]), key
 
 
 def test_adapters_of_a_stage_3_checkpoint_are_taken(tmp_path):

@@ -170,7 +170,11 @@ class UniMRSegTrainer(nnUNetTrainer):
                 if not self.was_initialized:
                     self.initialize()
                 take_weights(
-                    self.unwrapped_network, initial, self.configuration_manager.configuration, self.print_to_log_file
+                    self.unwrapped_network,
+                    initial,
+                    self.configuration_manager.configuration,
+                    self.print_to_log_file,
+                    getattr(self.settings, "stage1_decoder", False),
                 )
         super().on_train_start()
 
