@@ -94,9 +94,9 @@ def students(plans: Plans, precision: str) -> dict[str, Contender]:
     return {**some, f"all ({every})": Contender("stage3", {**own, "subsets_per_step": "all"})}
 
 
-def against(target: float | None, value: float) -> tuple[str, str]:
+def against(target: float | None, value: float, digits: int = 2) -> tuple[str, str]:
     """Return the cells of a target and of whether `value` keeps it; None is no target."""
-    return (NONE, NONE) if target is None else (f"{target:.2f}", "yes" if value <= target else "no")
+    return (NONE, NONE) if target is None else (f"{target:.{digits}f}", "yes" if value <= target else "no")
 
 
 def step_cells(seconds: float, of_stock: float, passes: float, batch_size: int, section: str | None) -> tuple[str, ...]:
@@ -139,19 +139,23 @@ def memory_table(plans: Plans, args: argparse.Namespace) -> Table:
     measured = contenders(args.precision)
     memory = {name: peak_memory(plans, contender, args.device) for name, contender in measured.items()}
     stock, _ = memory[STOCK]
-    cells = {name: (name, f"{peak / 1e6:.0f}", f"{peak / stock:.2f}") for name, (peak, _) in memory.items()}
-    columns = ("trainer", "peak, MB", "/ stock")
-    if args.device == "cpu":
-        note = "Weights, optimiser, and the growth of the process's resident memory in a step."
-        return Table(title, columns, list(cells.values()), note)
     target = planned_memory(plans)
-    rows = []
-    for name, (_, reserved) in memory.items():
-        rows.append((*cells[name], f"{reserved / 1e9:.2f}", *against(target, reserved / 1e9)))
+    on_cpu = args.device == "cpu"
+    rows = [
+        (
+            name, f"{peak / 1e6:.0f}", f"{peak / stock:.2f}", NONE if on_cpu else f"{reserved / 1e6:.0f}",
+            *against(target and 1000 * target, reserved / 1e6, digits=0),
+        )
+        for name, (peak, reserved) in memory.items()
+    ]  # fmt: skip
     note = (
-        "Peak is torch.cuda.max_memory_allocated, reserved max_memory_reserved, which the target of the plans limits."
+        "Weights, optimiser, and the growth of the process's resident memory in a step, which is held against the "
+        "target of the plans (-gpu_memory_target)."
+        if on_cpu
+        else "Peak is torch.cuda.max_memory_allocated. Reserved is max_memory_reserved, which is held against the target "
+        "of the plans (-gpu_memory_target)."
     )
-    return Table(title, (*columns, "reserved, GB", "target, GB", "kept"), rows, note)
+    return Table(title, ("trainer", "peak, MB", "/ stock", "reserved, MB", "target, MB", "kept"), rows, note)
 
 
 def planned_memory(plans: Plans) -> float | None:

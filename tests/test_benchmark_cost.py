@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark_cost as cost
 import pytest
@@ -179,6 +181,19 @@ def test_peak_memory_is_what_the_step_keeps_and_little_more(plans):
     peak, _ = peak_memory(plans, Contender("modality_dropout", {"cpu_precision": "float32"}), "cpu")
     convolutions = prediction_networks(plans)["stock"].compute_conv_feature_map_size((32, 32, 32)) * 4 * 8
     assert convolutions < peak < 6 * convolutions
+
+
+@pytest.mark.parametrize(("device", "reserved"), [("cpu", "-"), ("cuda", "310")])
+def test_memory_is_held_against_the_target_of_the_plans(plans, monkeypatch, device, reserved):
+    needed = {None: (100e6, 150e6), "stage3": (250e6, 310e6)}
+    monkeypatch.setattr(cost, "peak_memory", lambda _, contender, __: needed.get(contender.section, (200e6, 300e6)))
+    of_planner = replace(plans, plans={**plans.plans, "unimrseg_planning": {"gpu_memory_target_in_gb": 0.3}})
+    for these, target, kept in ((of_planner, "300", ("yes", "no")), (plans, "-", ("-", "-"))):
+        rows = {
+            row[0]: row[1:] for row in cost.memory_table(these, SimpleNamespace(precision="auto", device=device)).rows
+        }
+        assert rows["stage 1"] == ("200", "2.00", "-" if device == "cpu" else "300", target, kept[0])
+        assert rows["stage 3, a step with pairs"] == ("250", "2.50", reserved, target, kept[1])
 
 
 def test_command_prints_and_writes_the_tables(plans, monkeypatch, tmp_path, capsys):
