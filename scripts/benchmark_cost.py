@@ -152,8 +152,8 @@ def memory_table(plans: Plans, args: argparse.Namespace) -> Table:
         "Weights, optimiser, and the growth of the process's resident memory in a step, which is held against the "
         "target of the plans (-gpu_memory_target)."
         if on_cpu
-        else "Peak is torch.cuda.max_memory_allocated. Reserved is max_memory_reserved, which is held against the target "
-        "of the plans (-gpu_memory_target)."
+        else "Peak is torch.cuda.max_memory_allocated. Reserved is max_memory_reserved, which is held against the "
+        "target of the plans (-gpu_memory_target)."
     )
     return Table(title, ("trainer", "peak, MB", "/ stock", "reserved, MB", "target, MB", "kept"), rows, note)
 
