@@ -82,12 +82,12 @@ def take_weights(
     path: str | Path,
     configuration: Mapping[str, Any],
     log: Callable[[str], None] = print,
-    stage1_decoder: bool = False,
+    stage1_decoder: bool = True,
 ) -> None:
     """Copy the weights of the checkpoint `path` into `network`.
 
-    Adapters that the file lacks stay as they are. The decoder of a stage-1 checkpoint reconstructs images, so it is
-    left out, or only its heads (`decoder.seg_layers`) are.
+    Adapters that the file lacks stay as they are. The decoder of a stage-1 checkpoint reconstructs images, so its heads
+    (`decoder.seg_layers`) are left out, or all of it is.
 
     Args:
         network: the unwrapped network (neither compiled nor DDP).

@@ -77,7 +77,7 @@ STAGE_1 = {
         "no stage 1: its share goes to stage 2",
         {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
     ),
-    "with_decoder": three_stages("stage 1's decoder is taken over too", stage2={"stage1_decoder": True}),
+    "encoder_only": three_stages("of stage 1 the encoder alone is taken over", stage2={"stage1_decoder": False}),
     "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
@@ -107,6 +107,9 @@ STAGE_3 = {
     "no_reverse_attention": three_stages("adapters without reverse attention", stage3={"reverse_attention": False}),
     "no_feature_consistency": three_stages("no feature consistency", stage3={"feature_weight": 0.0}),
     "no_prediction_consistency": three_stages("no prediction consistency", stage3={"prediction_weight": 0.0}),
+    "prediction_3": three_stages("prediction consistency with weight 3", stage3={"prediction_weight": 3.0}),
+    "prediction_10": three_stages("prediction consistency with weight 10", stage3={"prediction_weight": 10.0}),
+    "feature_3": three_stages("feature consistency with weight 3", stage3={"feature_weight": 3.0}),
     "no_consistency": three_stages("neither consistency", stage3={"feature_weight": 0.0, "prediction_weight": 0.0}),
     "no_incomplete_labels": three_stages(
         "labels on the complete view only (the paper's)", stage3={"incomplete_label_weight": 0.0}

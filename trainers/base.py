@@ -174,7 +174,7 @@ class UniMRSegTrainer(nnUNetTrainer):
                     initial,
                     self.configuration_manager.configuration,
                     self.print_to_log_file,
-                    getattr(self.settings, "stage1_decoder", False),
+                    getattr(self.settings, "stage1_decoder", True),
                 )
         super().on_train_start()
 
