@@ -77,7 +77,6 @@ STAGE_1 = {
         "no stage 1: its share goes to stage 2",
         {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
     ),
-    "encoder_only": three_stages("of stage 1 the encoder alone is taken over", stage2={"stage1_decoder": False}),
     "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
@@ -87,6 +86,7 @@ STAGE_1 = {
 }
 
 STAGE_2 = {
+    "encoder_only": three_stages("of stage 1 the encoder alone is taken over", stage2={"stage1_decoder": False}),
     "uniform_stage2": three_stages("all incomplete subsets alike in stage 2", stage2={"subset_sampling": "uniform"}),
     "dropout_40": three_stages("dropout probability 0.4 in stage 2", stage2={"dropout_probability": 0.4}),
     "two_subsets": three_stages("two random subsets as the pair", stage2={"views": "two_subsets"}),
