@@ -100,14 +100,14 @@ def take_weights(
         UserError: when the file cannot be read, comes from other plans (lists what differs) or holds other tensors.
     """
     checkpoint = read_checkpoint(path)
-    left_out = ""
+    left_out, kept = (), ""
     if checkpoint.get("trainer_name") == TRAINER_OF_SECTION["stage1"]:
-        left_out = HEADS if stage1_decoder else DECODER
+        left_out, kept = ((HEADS,), " (all but the heads)") if stage1_decoder else ((DECODER,), " (the encoder)")
     weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
     problems = plans_differences(checkpoint, configuration)
     taken = {}
     for key, tensor in network.state_dict().items():
-        if left_out and key.startswith(left_out) and not key.startswith(SHARED_ENCODER):
+        if key.startswith(left_out) and not key.startswith(SHARED_ENCODER):
             continue
         if key not in weights:
             if not key.startswith(ADAPTERS):
@@ -124,5 +124,4 @@ def take_weights(
             + "\nTrain that stage again with these plans, or use the plans that it was trained with."
         )
     network.load_state_dict({**network.state_dict(), **taken})
-    kept = {"": "", HEADS: " (all but the heads)", DECODER: " (the encoder)"}[left_out]
     log(f"Starting from the weights of {path}{kept}.")

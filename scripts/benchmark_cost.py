@@ -148,13 +148,12 @@ def memory_table(plans: Plans, args: argparse.Namespace) -> Table:
         )
         for name, (peak, reserved) in memory.items()
     ]  # fmt: skip
-    note = (
-        "Weights, optimiser, and the growth of the process's resident memory in a step, which is held against the "
-        "target of the plans (-gpu_memory_target)."
+    measured_as = (
+        "Weights, optimiser, and the growth of the process's resident memory in a step"
         if on_cpu
-        else "Peak is torch.cuda.max_memory_allocated. Reserved is max_memory_reserved, which is held against the "
-        "target of the plans (-gpu_memory_target)."
+        else "Peak is torch.cuda.max_memory_allocated. Reserved is max_memory_reserved"
     )
+    note = f"{measured_as}, which is held against the target of the plans (-gpu_memory_target)."
     return Table(title, ("trainer", "peak, MB", "/ stock", "reserved, MB", "target, MB", "kept"), rows, note)
 
 
