@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError, nearest
 
-VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+RAW = "nnUNet_raw"
+VARIABLES = (RAW, "nnUNet_preprocessed", "nnUNet_results")
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -35,9 +36,13 @@ def require_folders(*variables: str) -> None:
     if unset:
         lines = "\n".join(f"  export {variable}=/path/to/{variable}" for variable in unset)
         raise UserError(
-            f"{' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set, so nnU-Net's data cannot be found. "
+            f"{_enumerated(unset)} {'is' if len(unset) == 1 else 'are'} not set, so nnU-Net's data cannot be found. "
             f"Set the variable{'s' if len(unset) > 1 else ''} before the command:\n{lines}"
         )
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def fold_name(text: str) -> str:
@@ -75,7 +80,7 @@ def find_dataset(name_or_id: str | int, *variables: str) -> str:
     for variable in variables:
         there = _dataset_names(variable)
         if not set(candidates) & set(there):
-            what_to_do = f" `unimrseg plan -d {text}` makes it." if variable == "nnUNet_preprocessed" else ""
+            what_to_do = _how_to_preprocess(candidates, text) if variable == "nnUNet_preprocessed" else ""
             raise UserError(
                 f"Dataset {candidates[0] if candidates else text} is not in {variable} ({os.environ[variable]})."
                 f"{nearest(text, there)} It holds: {', '.join(there) or 'no datasets'}.{what_to_do}"
@@ -85,6 +90,13 @@ def find_dataset(name_or_id: str | int, *variables: str) -> str:
             f"Dataset {text} is in none of nnU-Net's folders. They hold: {', '.join(known) or 'no datasets'}."
         )
     return candidates[0]
+
+
+def _how_to_preprocess(names: Sequence[str], name_or_id: str) -> str:
+    if set(names) & set(_dataset_names(RAW)):
+        return f" `unimrseg plan -d {name_or_id}` makes it."
+    raw = f"nnUNet_raw ({os.environ[RAW]})" if os.environ.get(RAW) else "nnUNet_raw, which is not set,"
+    return f" It is not in {raw} either, so it cannot be made."
 
 
 def _is_called(name: str, name_or_id: str) -> bool:

@@ -10,6 +10,13 @@ NATIVE_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """As Linux names them: AMD and Intel with AVX-512, Intel with AMX, ARM."""
 
 
+def device_option() -> str:
+    """Return what a command needs besides its other options on this machine: " -device cpu" without CUDA, else ""."""
+    import torch
+
+    return "" if torch.cuda.is_available() else " -device cpu"
+
+
 @functools.cache
 def cpu_has_native_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     """Whether the CPU computes bfloat16 in hardware; False where that is not known (not Linux)."""

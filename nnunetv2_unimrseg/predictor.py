@@ -69,7 +69,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         self.checkpoints = check_trained_model(
             Path(model_training_output_dir), use_folds, checkpoint_name, any_trainer=zero_fill
         )
-        with findable_trainers():
+        with findable_trainers(), contextlib.redirect_stdout(io.StringIO()):  # where nnU-Net found the trainer
             super().initialize_from_trained_model_folder(str(model_training_output_dir), use_folds, checkpoint_name)
         network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
         self.fills_zeros = zero_fill and not isinstance(network, MissingModalityUNet)

@@ -29,6 +29,7 @@ import torch
 from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.hardware import device_option
 
 KEY = "unimrseg_evaluation"
 """Of the checkpoint's dictionary."""
@@ -257,7 +258,8 @@ def evaluate_command(checkpoint: Mapping[str, Any], path: Path, folds: Sequence[
         f"-tr {checkpoint.get('trainer_name', 'TRAINER')}",
         f"-p {plans.get('plans_name', 'PLANS')}",
     ]
-    return " ".join(words if path.name == "checkpoint_final.pth" else [*words, f"-chk {path.name}"])
+    checkpoint_option = [] if path.name == "checkpoint_final.pth" else [f"-chk {path.name}"]
+    return " ".join([*words, *checkpoint_option]) + device_option()
 
 
 def pooled(folds: Sequence[FoldEvaluations]) -> tuple[StoredEvaluation | None, str]:

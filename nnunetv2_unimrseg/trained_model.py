@@ -71,10 +71,10 @@ def trained_checkpoints(
             fit the folder's plans.
     """
     if not folder.is_dir():
-        models = _models_in(folder.parent)
+        models = _trained_in(folder.parent)
         raise UserError(
             f"There is no trained model {folder}.{nearest(folder.name, models)} "
-            f"{folder.parent} holds: {', '.join(models) or 'no models'}."
+            f"{folder.parent} holds: {', '.join(models) or 'no trained model; train one first (`unimrseg train`)'}."
         )
     plans, _ = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
     for path in _checkpoints(folder, folds, checkpoint_name):
@@ -83,8 +83,8 @@ def trained_checkpoints(
         yield path, checkpoint
 
 
-def _models_in(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.glob("*__*__*") if entry.is_dir())
+def _trained_in(folder: Path) -> list[str]:
+    return sorted({path.parts[-3] for path in folder.glob("*__*__*/fold_*/checkpoint_*.pth")})
 
 
 def _checkpoints(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str) -> list[Path]:

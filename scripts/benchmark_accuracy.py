@@ -35,16 +35,19 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", metavar="DATASET", help="number or name of a preprocessed dataset")
-    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION")
-    parser.add_argument("-p", default="nnUNetUniMRSegPlans", metavar="PLANS")
-    parser.add_argument("-f", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="FOLD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: %(default)s")
+    parser.add_argument("-p", default="nnUNetUniMRSegPlans", metavar="PLANS", help="default: %(default)s")
+    parser.add_argument("-f", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="FOLD", help="default: all five")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--passes", type=int, help="budget of a run, in passes of a patch (a step of batch 2 is 2)")
     parser.add_argument("--epochs", type=int, default=50, help="epochs that the budget is divided into (default: 50)")
     parser.add_argument("--initial_lr", type=float, help="instead of nnU-Net's 0.01; all stages scale with it")
-    parser.add_argument("--variants", nargs="+", default=list(MAIN), metavar="VARIANT", help="names, or 'all'")
+    parser.add_argument(
+        "--variants", nargs="+", default=list(MAIN), metavar="VARIANT",
+        help=f"names, or 'all' (default: {' '.join(MAIN)})",
+    )  # fmt: skip
     parser.add_argument("-o", type=Path, metavar="BENCHMARK", help="folder for trainings and results")
-    parser.add_argument("-device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("-device", default="cuda", choices=("cpu", "cuda"), help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
     parser.add_argument("--list", action="store_true", help="list the variants and do nothing")
     return parser.parse_args()

@@ -100,7 +100,7 @@ def against(target: float | None, value: float, digits: int = 2) -> tuple[str, s
 
 
 def step_cells(seconds: float, of_stock: float, passes: float, batch_size: int, section: str | None) -> tuple[str, ...]:
-    """Return the cells of a training step: passes, seconds, ratio to stock's, the same for each pass, target, kept.
+    """Return the cells of a training step: passes, seconds, ratio to stock's, target, kept, ratio for each pass.
 
     Args:
         seconds, of_stock: of a step of this trainer and of stock nnU-Net.
@@ -111,10 +111,10 @@ def step_cells(seconds: float, of_stock: float, passes: float, batch_size: int, 
     ratio = seconds / of_stock
     target = PASS_TARGETS[section] * passes / batch_size if section in PASS_TARGETS else None
     per_pass = ratio * batch_size / passes
-    return f"{passes:g}", f"{seconds:.3f}", f"{ratio:.2f}", f"{per_pass:.2f}", *against(target, ratio)
+    return f"{passes:g}", f"{seconds:.3f}", f"{ratio:.2f}", *against(target, ratio), f"{per_pass:.2f}"
 
 
-STEP_COLUMNS = ("passes", "seconds", "/ stock", "/ stock, per pass", "target", "kept")
+STEP_COLUMNS = ("passes", "seconds", "/ stock", "target", "kept", "/ stock, per pass")
 
 
 def step_table(plans: Plans, args: argparse.Namespace) -> Table:

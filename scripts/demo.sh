@@ -5,12 +5,15 @@
 #   bash scripts/demo.sh                        on a generated phantom (four modalities), under ten minutes
 #   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
 #
-# Makes .venv in the repository where there is none (VENV names another one) and works in demo_output/
+# Uses the active virtual environment where `unimrseg` is installed in it, else makes .venv in the repository (VENV names
+# another one), which takes 6 GB, and works in demo_output/
 # (UNIMRSEG_DEMO_OUTPUT names another folder). A second run reuses what is finished.
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 raw_dataset="${1:-}"
-venv="${VENV:-$repository/.venv}"
+active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
+[ -x "$active/bin/unimrseg" ] || active="$repository/.venv"
+venv="${VENV:-$active}"
 
 fail() { printf 'demo: error: %s\n' "$1" >&2; exit 2; }
 say() { printf '\n=== %s (%s s so far)\n' "$1" "$SECONDS"; }

@@ -164,10 +164,10 @@ def test_prediction_takes_the_networks_of_the_plans(plans):
 
 
 def test_targets_are_held_against_ratios_in_proportion_to_the_passes():
-    assert cost.step_cells(2.0, 1.0, 4, 2, "stage2") == ("4", "2.000", "2.00", "1.00", "2.10", "yes")
-    assert cost.step_cells(1.2, 1.0, 2, 2, "stage2") == ("2", "1.200", "1.20", "1.20", "1.05", "no")
-    assert cost.step_cells(1.8, 1.0, 8, 2, "stage3")[4:] == ("3.60", "yes")
-    assert cost.step_cells(1.5, 1.0, 2, 2, None) == ("2", "1.500", "1.50", "1.50", "-", "-")
+    assert cost.step_cells(2.0, 1.0, 4, 2, "stage2") == ("4", "2.000", "2.00", "2.10", "yes", "1.00")
+    assert cost.step_cells(1.2, 1.0, 2, 2, "stage2") == ("2", "1.200", "1.20", "1.05", "no", "1.20")
+    assert cost.step_cells(1.8, 1.0, 8, 2, "stage3")[3:5] == ("3.60", "yes")
+    assert cost.step_cells(1.5, 1.0, 2, 2, None) == ("2", "1.500", "1.50", "-", "-", "1.50")
 
 
 def test_subsets_of_two_modalities_are_both_of_them(plans):

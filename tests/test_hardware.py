@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
+from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, device_option
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,9 @@ def test_native_bfloat16_is_read_from_the_flags(tmp_path, line, expected):
 
 def test_without_a_list_of_flags_bfloat16_is_not_assumed(tmp_path):
     assert cpu_has_native_bfloat16(str(tmp_path / "none")) is False
+
+
+@pytest.mark.parametrize(("cuda", "expected"), [(True, ""), (False, " -device cpu")])
+def test_commands_name_the_cpu_where_there_is_no_cuda(monkeypatch, cuda, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert device_option() == expected

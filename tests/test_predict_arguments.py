@@ -51,9 +51,11 @@ def test_flags_types_and_defaults_are_nnunets(monkeypatch):
 
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
-    """A results folder that has one dataset with one model, without anything in it."""
+    """A results folder that has one dataset with one model, whose checkpoint is empty, and one that was not trained."""
     model = tmp_path / "results" / "Dataset901_Toy" / "UniMRSegStage2Trainer__nnUNetPlans__3d_fullres"
-    model.mkdir(parents=True)
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint_final.pth").touch()
+    (model.with_name("UniMRSegStage1Trainer__nnUNetPlans__3d_fullres") / "fold_0").mkdir(parents=True)
     (tmp_path / "in").mkdir()
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     return {"-i": tmp_path / "in", "-o": tmp_path / "out", "-d": 901, "-c": "3d_fullres", "-device": "cpu"}
@@ -63,6 +65,7 @@ def arguments(tmp_path, monkeypatch):
     ("changes", "words"),
     [
         ({}, "Did you mean 'UniMRSegStage2Trainer__nnUNetPlans__3d_fullres'?"),
+        ({"-tr": "UniMRSegStage1Trainr"}, "holds: UniMRSegStage2Trainer__nnUNetPlans__3d_fullres."),
         ({"-d": None}, "Give -d DATASET -c CONFIGURATION, or -m MODEL_FOLDER"),
         ({"-m": "models"}, "-d and -c cannot be given too"),
         ({"-d": 902}, "Dataset 902"),

@@ -22,6 +22,7 @@ from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.expected_dice import EvaluatedModel, expected_dice
+from nnunetv2_unimrseg.hardware import device_option
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.prediction_report import evaluated_model, write_prediction_report
 from nnunetv2_unimrseg.predictor import UniMRSegPredictor
@@ -147,6 +148,7 @@ def test_without_an_evaluation_the_report_says_how_to_get_one(model, patients, t
     out = tmp_path / "out"
     assert predict(patients, out, model, folds=("0", "1")) == 0
     command = "unimrseg evaluate -d Dataset998_Tiny -c 3d_fullres -f 0 1 -tr UniMRSegStage2Trainer -p nnUNetPlans"
+    command += device_option()
     (described,) = read_report(out)["models"].values()
     assert described["evaluation"] is None and described["evaluate_with"] == command
     assert command in (out / "report.html").read_text() and command in capsys.readouterr().out

@@ -26,6 +26,7 @@ from test_trainer_steps import batch, folders  # noqa: F401
 
 from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.hardware import device_option
 from nnunetv2_unimrseg.stored_evaluation import (
     KEY,
     FoldEvaluations,
@@ -233,6 +234,7 @@ def test_weights_that_changed_are_one_error_with_the_command(checkpoint):
         stored(checkpoint)
     assert f"The weights in {checkpoint} changed since the evaluation was stored in it" in str(caught.value)
     command = "unimrseg evaluate -d Dataset998_Tiny -c 3d_fullres -f 0 -tr UniMRSegStage3Trainer -p nnUNetPlans"
+    command += device_option()
     assert f"`{command}`" in str(caught.value)
     assert store_evaluation(checkpoint, evaluated(checkpoint), "0") is None
     assert len(stored(checkpoint).evaluations) == 1

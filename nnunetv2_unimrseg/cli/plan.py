@@ -14,6 +14,7 @@ from typing import Any
 
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.folders import find_dataset, inherited_value, nnunet_folder, read_json, require_folders
+from nnunetv2_unimrseg.hardware import device_option
 from nnunetv2_unimrseg.raw_dataset import check_raw_dataset
 
 PLANNED_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -193,4 +194,4 @@ def _preprocess(dataset: str, plans_name: str, configurations: list[str], num_pr
 
 def _next_command(dataset: str, plans_name: str, configurations: list[str]) -> str:
     preferred = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    return f"Train the three stages with: unimrseg train {dataset} {preferred} 0 -p {plans_name}"
+    return f"Train the three stages with: unimrseg train {dataset} {preferred} 0 -p {plans_name}{device_option()}"

@@ -17,7 +17,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import VARIABLES, read_json, write_json
+from nnunetv2_unimrseg.folders import RAW, read_json, write_json
 from nnunetv2_unimrseg.modalities import Modalities
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ CACHE_NAME = "unimrseg_intensities.json"
 """The file in the model's folder that keeps what was measured."""
 
 FORMAT = 1
-RAW = VARIABLES[0]
 _MOST_NAMED = 10
 
 
