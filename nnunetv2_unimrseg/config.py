@@ -97,8 +97,8 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     num_epochs: int = option(
         18,
         "Epochs. One forward-backward pass a step: 1.8 % of stock nnU-Net's budget, so that nearly all goes to the "
-        "stages that use labels. None at all was better in short trainings (docs/benchmarks.md, sarcoma, 5 folds, "
-        "1 seed): +1.6 Dice points (0.3 to 3.1) on incomplete input, +1.3 (0.5 to 2.4) on complete.",
+        "stages that use labels. It earned nothing in short trainings (docs/benchmarks.md, sarcoma, 5 folds, "
+        "2 seeds): without it +0.7 Dice points (-0.3 to 1.6) on incomplete input, +0.7 (0.1 to 1.4) on complete.",
         low=1,
     )
     shuffle_probability: float = option(
