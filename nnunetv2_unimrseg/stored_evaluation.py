@@ -258,8 +258,9 @@ def evaluate_command(checkpoint: Mapping[str, Any], path: Path, folds: Sequence[
         f"-tr {checkpoint.get('trainer_name', 'TRAINER')}",
         f"-p {plans.get('plans_name', 'PLANS')}",
     ]
-    checkpoint_option = [] if path.name == "checkpoint_final.pth" else [f"-chk {path.name}"]
-    return " ".join([*words, *checkpoint_option]) + device_option()
+    if path.name != "checkpoint_final.pth":
+        words.append(f"-chk {path.name}")
+    return " ".join(words) + device_option()
 
 
 def pooled(folds: Sequence[FoldEvaluations]) -> tuple[StoredEvaluation | None, str]:

@@ -6,8 +6,8 @@
 #   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
 #
 # Uses the active virtual environment where `unimrseg` is installed in it, else makes .venv in the repository (VENV names
-# another one), which takes 6 GB, and works in demo_output/
-# (UNIMRSEG_DEMO_OUTPUT names another folder). A second run reuses what is finished.
+# another one), which takes 6 GB, and works in demo_output/ (UNIMRSEG_DEMO_OUTPUT names another folder). A second run
+# reuses what is finished.
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 raw_dataset="${1:-}"

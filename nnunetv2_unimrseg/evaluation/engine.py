@@ -98,7 +98,7 @@ def is_pending(folder: Path, case: EvaluationCase, subset: str) -> bool:
 
 def load_predictor(model_folder: Path, folds: Sequence[str], options: Options) -> UniMRSegPredictor:
     """Load the folds of a model of any nnU-Net trainer that segments."""
-    with contextlib.redirect_stdout(io.StringIO()):  # where nnU-Net found the trainer, once a fold
+    with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net tells of an option that nobody gave
         predictor = UniMRSegPredictor(
             tile_step_size=options.step_size,
             use_mirroring=options.use_mirroring,
@@ -106,9 +106,7 @@ def load_predictor(model_folder: Path, folds: Sequence[str], options: Options) -
             device=options.device,
             allow_tqdm=False,
         )
-        predictor.initialize_from_trained_model_folder(
-            str(model_folder), tuple(folds), options.checkpoint, zero_fill=True
-        )
+    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), options.checkpoint, zero_fill=True)
     if predictor.configuration_manager.previous_stage_name is not None:
         raise UserError(
             "This model is the second stage of a cascade, whose input depends on what the first made of each subset; "
