@@ -64,8 +64,8 @@ class Run:
     def result(self, output: Path) -> Path:
         """Return the run's one result file."""
         last = self.chain[-1]
-        name = f"{last.dataset}__{self.variant}__passes{self.budget}__fold{last.fold}__seed{last.seed}"
-        return output / "results" / f"{name}.json"
+        setting = f"{last.dataset}__{last.plans}__{last.configuration}__passes{self.budget}"
+        return output / "results" / f"{setting}__{self.variant}__fold{last.fold}__seed{last.seed}.json"
 
 
 def chain_of(variant: str, args: argparse.Namespace, dataset: str, fold: int, seed: int) -> tuple[Task, ...]:

@@ -46,7 +46,7 @@ BLOCK = re.compile(r"(<!-- benchmark:(\S+) -->\n)(.*?)(<!-- /benchmark -->)", re
 
 def plots_of(benchmark: Benchmark) -> dict[str, tuple[str, Callable[[], Any]]]:
     """Return the plots of a benchmark: file name, and what it shows with the function that draws it."""
-    name = f"{benchmark.dataset}_passes{benchmark.budget}"
+    name = f"{benchmark.dataset}_{benchmark.plans}_passes{benchmark.budget}"
     plots: dict[str, tuple[str, Callable[[], Any]]] = {}
     if variants := trio(benchmark):
         title = "Dice by number of available modalities, with 95 % bootstrap intervals over patients"
@@ -64,6 +64,7 @@ def plot_links(benchmark: Benchmark) -> str:
 
 
 TABLES: dict[str, Callable[[Benchmark], str]] = {
+    "headline": headline,
     "main": main_tables,
     "subsets": subset_table,
     "ablations": ablation_table,
@@ -73,7 +74,7 @@ TABLES: dict[str, Callable[[Benchmark], str]] = {
 
 
 def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
-    """Return the text between the markers of this name; of several budgets the headline shows the largest.
+    """Return the text between the markers of this name; of several plans and budgets one after the other.
 
     Raises:
         UserError: when there is no such block.
@@ -82,10 +83,8 @@ def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
     own = [benchmark for benchmark in benchmarks if benchmark.dataset == dataset]
     if name == "cost":
         return cost_tables(repository / COST)
-    if kind == "headline":
-        return headline(own[-1]) if own else ""
     if kind not in TABLES:
-        raise UserError(f"There is no block 'benchmark:{name}'; there are cost, headline and {', '.join(TABLES)}.")
+        raise UserError(f"There is no block 'benchmark:{name}'; there are cost and {', '.join(TABLES)}.")
     return "\n".join(TABLES[kind](benchmark) for benchmark in own) or NO_RESULTS
 
 

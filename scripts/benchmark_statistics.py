@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ DECIMALS = 4
 """Of stored scores: Dice to 0.01 %, distances to 0.1 micrometre."""
 
 SAME_IN_ALL_RUNS = (
-    "plans", "configuration", "patch_size", "batch_size", "features_per_stage", "prediction", "modalities", "subsets",
+    "patch_size", "batch_size", "features_per_stage", "prediction", "modalities", "subsets",
 )  # fmt: skip
 
 Run = tuple[int, int]
@@ -37,10 +38,10 @@ Run = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """All results of one dataset with one budget.
+    """All results of one setting: a dataset, its plans and configuration, and a budget.
 
     Attributes:
-        dataset: nnU-Net's name.
+        dataset, plans, configuration: nnU-Net's names.
         budget: of a run, in forward-backward passes over a patch.
         records: the result files, without scores.
         dice: index variant, fold, seed, case; a column a subset; mean Dice of the labels, 0 to 1, NaN where there is
@@ -48,6 +49,8 @@ class Benchmark:
     """
 
     dataset: str
+    plans: str
+    configuration: str
     budget: int
     records: list[dict[str, Any]]
     dice: pd.DataFrame
@@ -121,18 +124,18 @@ def read_results(folder: Path) -> list[Benchmark]:
     """Read all result files of a folder.
 
     Returns:
-        One benchmark for each dataset and budget, in this order.
+        One benchmark for each dataset, plans, configuration and budget, in this order.
 
     Raises:
-        UserError: when runs of one dataset and budget cannot be compared, or a run is there twice.
+        UserError: when runs of one of them cannot be compared, or a run is there twice.
     """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    records.sort(key=lambda record: (record["dataset"], record["budget"]))
-    groups = groupby(records, key=lambda record: (record["dataset"], record["budget"]))
-    return [_benchmark(dataset, budget, list(own)) for (dataset, budget), own in groups]
+    setting = itemgetter("dataset", "plans", "configuration", "budget")
+    groups = groupby(sorted(records, key=setting), key=setting)
+    return [_benchmark(setting, list(own)) for setting, own in groups]
 
 
-def _benchmark(dataset: str, budget: int, records: list[dict[str, Any]]) -> Benchmark:
+def _benchmark(setting: tuple[str, str, str, int], records: list[dict[str, Any]]) -> Benchmark:
     _check(records)
     dice = {}
     for record in records:
@@ -142,7 +145,7 @@ def _benchmark(dataset: str, budget: int, records: list[dict[str, Any]]) -> Benc
     subsets = [subset["name"] for subset in records[0]["subsets"]]
     table = pd.concat(dice, names=["variant", "fold", "seed"]).reindex(columns=subsets).sort_index()
     without_scores = [{key: value for key, value in record.items() if key != "scores"} for record in records]
-    return Benchmark(dataset, budget, without_scores, table)
+    return Benchmark(*setting, without_scores, table)
 
 
 def _scores(record: Mapping[str, Any]) -> pd.DataFrame:

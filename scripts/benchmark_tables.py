@@ -94,7 +94,9 @@ def ablated(benchmark: Benchmark) -> list[str]:
 
 def caption(benchmark: Benchmark) -> str:
     """Say which results follow."""
-    return f"{markdown_escaped(benchmark.dataset)}, {benchmark.budget} passes a run:\n\n"
+    patch = " x ".join(map(str, benchmark.records[0]["patch_size"]))
+    names = [markdown_escaped(name) for name in (benchmark.dataset, benchmark.plans, benchmark.configuration)]
+    return f"{', '.join(names)}, patch {patch}, {benchmark.budget} passes a run:\n\n"
 
 
 def main_tables(benchmark: Benchmark) -> str:
@@ -232,7 +234,8 @@ def headline(benchmark: Benchmark) -> str:
             change = with_interval(differences(benchmark, variant, CONTROL, runs=runs).loc[INCOMPLETE])
         rows.append([short(benchmark, variant), *cells, change])
     heads = ["Dice (%)", COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE, "incomplete: difference to control"]
-    return markdown(heads, rows) + "".join(f"\n{line}\n" for line in [_sentence(benchmark)] if line)
+    sentence = _sentence(benchmark)
+    return caption(benchmark) + markdown(heads, rows) + (f"\n{sentence}\n" if sentence else "")
 
 
 def _sentence(benchmark: Benchmark) -> str:

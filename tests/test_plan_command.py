@@ -11,6 +11,7 @@ import tiny
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.cli.plan import configurations_to_preprocess
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.phantom import write_phantom_dataset
 from nnunetv2_unimrseg.raw_dataset import check_raw_dataset
 
 DATASET = "Dataset007_Tiny"
@@ -103,6 +104,7 @@ def test_unknown_datasets_and_configurations_name_the_nearest(raw, capsys):
     [
         (("-np", "0"), "-np must be at least 1"),
         (("-gpu_memory_target", "-1"), "more than 0 GB"),
+        (("-overwrite_target_spacing", "3", "0", "3"), "three positive numbers"),
         (("--base-features", "33"), "from 1 to 32"),
         (("-overwrite_plans_name", "nnUNetPlans"), "nnU-Net's own plans"),
     ],
@@ -117,6 +119,17 @@ def test_a_damaged_fingerprint_asks_for_clean(raw, capsys):
     folder.mkdir()
     (folder / "dataset_fingerprint.json").write_text("{")
     assert "--clean" in refused(capsys, "-d", "7")
+
+
+def test_the_target_spacing_is_that_of_the_plans(folders):
+    raw, preprocessed = (folders.with_name(name) for name in ("raw", "preprocessed"))
+    write_phantom_dataset(raw / DATASET, num_training=2, num_unseen=0, shape=(24, 24, 24), seed=1)
+    planned = ("-d", "7", "-c", "3d_fullres", "-gpu_memory_target", "1", "-np", "1", "--no_pp")
+    assert main(("plan", *planned, "-overwrite_target_spacing", "4", "2.5", "3")) == 0
+    plans = json.loads((preprocessed / DATASET / "nnUNetUniMRSegPlans.json").read_text())
+    at = [plans["transpose_forward"].index(axis) for axis in range(3)]
+    spacing = plans["configurations"]["3d_fullres"]["spacing"]
+    assert [spacing[axis] for axis in at] == [4.0, 2.5, 3.0]
 
 
 def test_configurations_to_preprocess():

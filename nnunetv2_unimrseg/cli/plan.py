@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "topology, for small machines",
     )
     parser.add_argument(
+        "-overwrite_target_spacing",
+        type=float,
+        nargs=3,
+        default=None,
+        metavar="MM",
+        help="spacing of 3d_fullres (and of what is planned from it), in the order of the image arrays, as nnU-Net's",
+    )
+    parser.add_argument(
         "-np",
         type=int,
         default=None,
@@ -69,6 +78,9 @@ def run(args: argparse.Namespace) -> None:
     require_folders("nnUNet_raw", "nnUNet_preprocessed")
     if args.np is not None and args.np < 1:
         raise UserError(f"-np must be at least 1, found {args.np}.")
+    spacing = args.overwrite_target_spacing
+    if spacing and not all(0 < value < math.inf for value in spacing):
+        raise UserError(f"-overwrite_target_spacing must be three positive numbers of mm, found {spacing}.")
     datasets = list(dict.fromkeys(find_dataset(dataset, "nnUNet_raw") for dataset in args.d))
     num_cases = {dataset: check_raw_dataset(nnunet_folder("nnUNet_raw") / dataset) for dataset in datasets}
 
@@ -90,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         _check_known(args.c, {*PLANNED_CONFIGURATIONS, "3d_cascade_fullres", *kept})
     for dataset in datasets:
         _make_fingerprint(dataset, num_cases[dataset], args)
-        plans = _make_plans(dataset, target, base_features, plans_name)
+        plans = _make_plans(dataset, target, base_features, plans_name, spacing)
         configurations = configurations_to_preprocess(plans, args.c)
         if args.no_pp:
             print(f"Preprocessing is left out; later: unimrseg plan -d {dataset} -c {' '.join(configurations)}")
@@ -144,7 +156,9 @@ def _check_fingerprint(path: Path, num_cases: int) -> None:
         )
 
 
-def _make_plans(dataset: str, target: float, base_features: int, plans_name: str) -> dict[str, Any]:
+def _make_plans(
+    dataset: str, target: float, base_features: int, plans_name: str, spacing: Sequence[float] | None
+) -> dict[str, Any]:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     from nnunetv2_unimrseg.planners.planner import UniMRSegPlanner
@@ -153,6 +167,7 @@ def _make_plans(dataset: str, target: float, base_features: int, plans_name: str
         _dataset_id(dataset),
         experiment_planner_class=functools.partial(UniMRSegPlanner, base_features=base_features),
         gpu_memory_target_in_gb=target,
+        overwrite_target_spacing=spacing,
         overwrite_plans_name=plans_name,
     )
     return plans
