@@ -47,6 +47,7 @@ THREE_STAGES = "three_stages"
 
 NO_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.0}
 RARE_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.2}
+UNIFORM = {"subset_sampling": "uniform"}
 EARLIER_STAGE_2 = {"subset_sampling": "uniform", "dropout_probability": 0.5, "pairs_every": 4}
 """Stage 2's defaults while `complete_first` and `after_stock` were measured."""
 
@@ -73,6 +74,12 @@ STAGE_1 = {
         {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
         {"modality_dropout": RARE_DROPOUT},
     ),
+    "after_control": Variant("stage 3 after the control", {"modality_dropout": 0.8, "stage3": SHARES["stage3"]}),
+    "no_stage1_uniform": Variant(
+        "no stage 1, and all incomplete subsets alike in stage 2",
+        {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
+        {"stage2": UNIFORM},
+    ),
     "no_stage1": Variant(
         "no stage 1: its share goes to stage 2",
         {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
@@ -87,9 +94,12 @@ STAGE_1 = {
 
 STAGE_2 = {
     "encoder_only": three_stages("of stage 1 the encoder alone is taken over", stage2={"stage1_decoder": False}),
-    "uniform_stage2": three_stages("all incomplete subsets alike in stage 2", stage2={"subset_sampling": "uniform"}),
+    "uniform_stage2": three_stages("all incomplete subsets alike in stage 2", stage2=UNIFORM),
     "dropout_40": three_stages("dropout probability 0.4 in stage 2", stage2={"dropout_probability": 0.4}),
     "two_subsets": three_stages("two random subsets as the pair", stage2={"views": "two_subsets"}),
+    "two_uniform": three_stages(
+        "two random subsets as the pair, all subsets alike", stage2={**UNIFORM, "views": "two_subsets"}
+    ),
     "pairs_every_step": three_stages("pairs in every step (the paper's)", stage2={"pairs_every": 1}),
     "no_contrast": three_stages("no contrastive loss", stage2={"contrastive_weight": 0.0}),
     "contrast_1": three_stages("contrastive weight 1", stage2={"contrastive_weight": 1.0}),
