@@ -18,6 +18,9 @@ from nnunetv2_unimrseg.errors import UserError, nearest
 
 PLANS_KEY = "unimrseg"
 
+OBSOLETE = (("stage3", "checkpoint_views"),)
+"""Settings that plans of trained models may still hold and that have no effect: stage 3 always works that way."""
+
 
 def option(
     default: object,
@@ -79,18 +82,6 @@ class SubsetSamplingConfig:
 
 
 @dataclass(frozen=True)
-class ViewsConfig:
-    """How several views of a sample fit into memory."""
-
-    checkpoint_views: bool = option(
-        False,
-        "Keep only one view's activations in memory and compute them again in the backward pass (about a third "
-        "more time, half the memory).",
-        choices=(False, True),
-    )
-
-
-@dataclass(frozen=True)
 class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 1, multi-granular modality reconstruction (paper section 3.1)."""
 
@@ -123,7 +114,7 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
 
 
 @dataclass(frozen=True)
-class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
+class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
@@ -163,6 +154,12 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
         low=0.0,
         high=1.0,
     )
+    checkpoint_views: bool = option(
+        False,
+        "Keep only one view's activations of a pair in memory and compute the other's again in the backward pass "
+        "(about a third more time, half the memory).",
+        choices=(False, True),
+    )
     contrastive_weight: float = option(
         0.1, "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.", low=0.0
     )
@@ -187,7 +184,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, ViewsConfig):
 
 
 @dataclass(frozen=True)
-class Stage3Config(TrainingConfig, ViewsConfig):
+class Stage3Config(TrainingConfig):
     """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
 
     num_epochs: int = option(
@@ -335,6 +332,8 @@ def _read_section(name: str, section: type, entries: Mapping[str, Any], problems
     fields = {field.name: field for field in dataclasses.fields(section)}
     accepted = {}
     for key, value in entries.items():
+        if (name, key) in OBSOLETE:
+            continue
         if key not in fields:
             problems.append(f"unknown key '{name}.{key}'.{nearest(key, fields)}")
             continue

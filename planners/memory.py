@@ -8,7 +8,7 @@ taken of one *view* of a sample; stages 2 and 3 look at several views of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,6 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
-
-CHECKPOINTED_STAGES = ("stage2", "stage3")
-"""The stages that can compute their views one after another (`checkpoint_views`)."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +78,20 @@ def _values_in_features(arch_kwargs: Mapping[str, Any], patch_size: Sequence[int
     return total
 
 
-def stage_costs(cost: ViewCost, incomplete_views: int, one_by_one: Collection[str]) -> dict[str, int]:
+def stage_costs(cost: ViewCost, *, checkpoint_views: bool) -> dict[str, int]:
     """Return what a training step of each stage holds, per sample of the batch.
 
-    Stage 1 sees one view, stage 2 two, stage 3 the complete one and `incomplete_views` through the adapters. One view
-    at a time, stage 3 still holds the complete view's features, which teach the others. They count half: nnU-Net's
-    measure stands for a convolution's output and what follows it in the backward pass (4.6 bytes a value under
-    half precision, measured), kept features are their 2 bytes alone.
+    Stage 1 sees one view, stage 2 two, stage 3 several one after another. Stage 3 also holds the complete view's
+    features, which teach the others. They count half: nnU-Net's measure stands for a convolution's output and what
+    follows it in the backward pass (4.6 bytes a value under half precision, measured), kept features are their 2
+    bytes alone.
 
     Args:
         cost: of one view.
-        incomplete_views: views a step in stage 3 besides the complete one.
-        one_by_one: the stages that hold one view at a time.
+        checkpoint_views: whether stage 2 holds one view at a time.
     """
     return {
         "stage1": cost.plain,
-        "stage2": cost.plain if "stage2" in one_by_one else 2 * cost.plain,
-        "stage3": (
-            cost.adapted + cost.features // 2
-            if "stage3" in one_by_one
-            else cost.plain + incomplete_views * cost.adapted
-        ),
+        "stage2": cost.plain if checkpoint_views else 2 * cost.plain,
+        "stage3": cost.adapted + cost.features // 2,
     }

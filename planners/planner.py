@@ -14,13 +14,7 @@ from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import plans_path, read_json
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.planners.memory import (
-    CHECKPOINTED_STAGES,
-    ViewCost,
-    stage_costs,
-    view_cost,
-)
-from nnunetv2_unimrseg.views import incomplete_views
+from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 
 PLANS_NAME = "nnUNetUniMRSegPlans"
 STOCK_PLANS_NAME = "nnUNetPlans"
@@ -36,7 +30,7 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
     """Plan the network of the recommended preset (residual encoder, 24 GB) for UniMRSeg's three stages.
 
     Patch, batch and network start from what nnU-Net would plan for the memory target. Where a stage does not fit,
-    its views are computed one after another, then the batch is lowered (to no less than 2: contrast needs two
+    stage 2's views are computed one after another, then the batch is lowered (to no less than 2: contrast needs two
     patients), then the patch. Settings under `unimrseg` of plans of the same name are kept.
 
     Args:
@@ -108,7 +102,8 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         lowest = self._lowest_cost(self._view_cost(plan["architecture"], plan["patch_size"]))
         plan["batch_size"] = max(self.UNet_min_batch_size, min(plan["batch_size"], int(budget // lowest)))
         plan["architecture"] = narrowed(plan["architecture"], self.base_features)
-        one_by_one = self._stages_one_by_one(plan, budget)
+        at_once = stage_costs(self._view_cost(plan["architecture"], plan["patch_size"]), checkpoint_views=False)
+        one_by_one = ["stage2"] if at_once["stage2"] * plan["batch_size"] > budget else []
         self._one_by_one[name] = one_by_one
         chosen = {stage: {"checkpoint_views": True} for stage in one_by_one}
         settings = merged(chosen, self._settings)
@@ -154,20 +149,10 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
             )
         return self._view_costs[key]
 
-    def _incomplete_views(self) -> int:
-        return incomplete_views(UniMRSegConfig.from_dict(self._settings).stage3, self.num_modalities)
-
     def _lowest_cost(self, cost: ViewCost) -> int:
         """Return the costliest stage's need, per sample, with views one after another wherever the user allows it."""
-        allowed = [
-            stage for stage in CHECKPOINTED_STAGES if self._settings.get(stage, {}).get("checkpoint_views") is not False
-        ]
-        return max(stage_costs(cost, self._incomplete_views(), allowed).values())
-
-    def _stages_one_by_one(self, plan: Mapping[str, Any], budget: float) -> list[str]:
-        cost = self._view_cost(plan["architecture"], plan["patch_size"])
-        at_once = stage_costs(cost, self._incomplete_views(), ())
-        return [stage for stage in CHECKPOINTED_STAGES if at_once[stage] * plan["batch_size"] > budget]
+        allowed = self._settings.get("stage2", {}).get("checkpoint_views") is not False
+        return max(stage_costs(cost, checkpoint_views=allowed).values())
 
     def _batch_of_reference(self, num_axes: int) -> int:
         return self.UNet_reference_val_corresp_bs_2d if num_axes == 2 else self.UNet_reference_val_corresp_bs_3d

@@ -16,7 +16,6 @@ from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 from nnunetv2_unimrseg.planners.planner import PLANS_NAME, UniMRSegPlanner
-from nnunetv2_unimrseg.views import incomplete_views
 
 DATASET = "Dataset007_Tiny"
 NAMES = ("FLAIR", "T1", "T1ce", "T2")
@@ -60,7 +59,7 @@ def test_memory_is_saved_by_one_view_at_a_time_before_batch_and_patch(dataset):
     roomy = planned(dataset, gpu_memory_target_in_gb=4000.0)["configurations"]["3d_fullres"]
     assert not roomy.get("unimrseg")
     usual = planned(dataset)["configurations"]["3d_fullres"]
-    assert usual["unimrseg"] == {"stage2": {"checkpoint_views": True}, "stage3": {"checkpoint_views": True}}
+    assert usual["unimrseg"] == {"stage2": {"checkpoint_views": True}}
     assert usual["batch_size"] >= 2
     small = planned(dataset, gpu_memory_target_in_gb=8.0)["configurations"]["3d_fullres"]
     assert small["batch_size"] == 2
@@ -93,8 +92,8 @@ def test_the_measure_of_a_view_is_nnunets(dataset, monkeypatch):
 
 def test_costs_of_the_stages():
     cost = ViewCost(plain=10, adapted=15, features=4)
-    assert stage_costs(cost, 2, ()) == {"stage1": 10, "stage2": 20, "stage3": 40}
-    assert stage_costs(cost, 2, ("stage2", "stage3")) == {"stage1": 10, "stage2": 10, "stage3": 17}
+    assert stage_costs(cost, checkpoint_views=False) == {"stage1": 10, "stage2": 20, "stage3": 17}
+    assert stage_costs(cost, checkpoint_views=True) == {"stage1": 10, "stage2": 10, "stage3": 17}
 
 
 def test_base_features_narrow_the_same_topology(dataset):
@@ -141,7 +140,7 @@ def test_a_stage_that_must_hold_all_views_gets_a_smaller_batch_or_patch(dataset)
     path = dataset / f"{PLANS_NAME}.json"
     plans = json.loads(path.read_text())
     for name in ("2d", "3d_fullres"):
-        plans["configurations"][name]["unimrseg"]["stage3"]["checkpoint_views"] = False
+        plans["configurations"][name]["unimrseg"]["stage2"]["checkpoint_views"] = False
     path.write_text(json.dumps(plans))
     held = planned(dataset)["configurations"]
     assert held["2d"]["patch_size"] == usual["2d"]["patch_size"]
@@ -156,9 +155,8 @@ def test_the_costliest_stage_keeps_to_the_memory_target(dataset, target, name):
     plan = planned(dataset, gpu_memory_target_in_gb=target)["configurations"][name]
     settings = plan.get("unimrseg", {})
     cost = view_cost(plan["architecture"], plan["patch_size"], 4, 3, settings)
-    one_by_one = [stage for stage, values in settings.items() if values.get("checkpoint_views")]
-    incomplete = incomplete_views(UniMRSegConfig.from_dict(settings).stage3, 4)
-    needed = max(stage_costs(cost, incomplete, one_by_one).values()) * plan["batch_size"]
+    checkpoint_views = UniMRSegConfig.from_dict(settings).stage2.checkpoint_views
+    needed = max(stage_costs(cost, checkpoint_views=checkpoint_views).values()) * plan["batch_size"]
     allowed = {"2d": 380_000_000 * 12, "3d_fullres": 2_100_000_000 * 2}[name] * target / 24
     assert needed <= allowed
 

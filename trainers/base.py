@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_unimrseg.checkpoints import read_checkpoint, take_weights
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
@@ -226,6 +225,8 @@ class UniMRSegTrainer(nnUNetTrainer):
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         """Return the loss of one training step (a scalar); runs inside `autocast`.
 
+        Parts of it may have been differentiated already, by `backward`, and have no gradient any more.
+
         Args:
             data: `(B, C, X, Y[, Z])` on the device, normalised and augmented; NaN channels are missing.
             target: the labels, a list of resolutions under deep supervision.
@@ -249,22 +250,25 @@ class UniMRSegTrainer(nnUNetTrainer):
         return {"loss": loss.detach().float().cpu().numpy()}
 
     def _step(self, loss: Tensor) -> None:
+        self.backward(loss)
         if self.grad_scaler is None:
-            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
             self.optimizer.step()
             return
-        self.grad_scaler.scale(loss).backward()
         self.grad_scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def run_view(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """Call `function(*arguments)` for one view; with `checkpoint_views` its activations are not kept."""
-        if self.settings.checkpoint_views:
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add the gradients of a part of the loss, which frees its activations; return its value."""
+        with torch.autocast(self.device.type, enabled=False):
+            (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+        return loss.detach()
+
+    def without_synchronisation(self) -> AbstractContextManager:
+        """Views inside keep their gradients to this rank; the step's last view, outside, adds up those of all ranks."""
+        return self.network.no_sync() if self.is_ddp else nullcontext()
 
 
 def _check_learning_rates(section: str, settings: TrainingConfig) -> None:

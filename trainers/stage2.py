@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_unimrseg.augmentation import draw_subsets
 from nnunetv2_unimrseg.distributed import gather_with_gradient
@@ -51,7 +52,7 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
             return self.loss(self.network(data, torch.where(one_of_both, first_subsets, second_subsets)), target)
         patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]])
         patients = patients.to(self.device, non_blocking=True)
-        views = [self.run_view(self._view, data, target, subsets) for subsets in (first_subsets, second_subsets)]
+        views = [self._run_view(data, target, subsets) for subsets in (first_subsets, second_subsets)]
         (first_loss, *first), (second_loss, *second) = views
         loss = (first_loss + second_loss) / 2
         if self.settings.contrastive_weight == 0:
@@ -71,6 +72,12 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         else:
             first = torch.ones_like(second)
         return [subsets.to(self.device, non_blocking=True) for subsets in (first, second)]
+
+    def _run_view(self, *view: Any) -> tuple[Tensor, ...]:
+        """See one view; with `checkpoint_views` its activations are not kept."""
+        return (
+            checkpoint(self._view, *view, use_reentrant=False) if self.settings.checkpoint_views else self._view(*view)
+        )
 
     def _view(self, data: Tensor, target: Tensor | list[Tensor], available: Tensor) -> tuple[Tensor, ...]:
         logits, features = self.network(data, available, return_features=True)

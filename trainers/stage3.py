@@ -70,10 +70,14 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         if self.steps % self.settings.pairs_every:
             return self._loss_of_one_view(data, target)
         subsets = self._deal_subsets(len(data))
-        loss, teacher_logits, *teacher_features = self.run_view(self._teacher_view, data, target)
-        teacher = (teacher_logits.detach(), *(features.detach() for features in teacher_features))
-        students = [self.run_view(self._student_view, data, target, available, *teacher) for available in subsets]
-        return loss + torch.stack(students).mean()
+        *earlier, last = subsets
+        with self.without_synchronisation():  # each view is differentiated at once: no activations of two are held
+            teacher_loss, *outputs = self._teacher_view(data, target)
+            value = self.backward(teacher_loss)
+            teacher = [output.detach() for output in outputs]
+            for available in earlier:
+                value += self.backward(self._student_view(data, target, available, *teacher) / len(subsets))
+        return value + self._student_view(data, target, last, *teacher) / len(subsets)
 
     def _loss_of_one_view(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""
@@ -108,6 +112,6 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
             regions = self.label_manager.has_regions
             distance = prediction_consistency(full_resolution(logits), teacher_logits, regions=regions)
             loss = loss + settings.prediction_weight * distance
-        if settings.incomplete_label_weight > 0:
+        if settings.incomplete_label_weight > 0 or self.is_ddp:  # which waits for gradients of all heads
             loss = loss + settings.incomplete_label_weight * self.loss(logits, target)
         return loss

@@ -1,0 +1,48 @@
+"""Training steps without nnU-Net's surroundings: a trainer's loss on a small network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+METHODS = (
+    "_run_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "_loss_of_one_view",
+    "backward", "without_synchronisation", "compute_loss",
+)  # fmt: skip
+
+
+def segmentation_loss(kind: str) -> torch.nn.Module:
+    dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
+    if kind == "regions":
+        return DC_and_BCE_loss(
+            {}, {**dice, "do_bg": True}, use_ignore_label=True, dice_class=MemoryEfficientSoftDiceLoss
+        )
+    return DC_and_CE_loss({**dice, "do_bg": False}, {}, ignore_label=3, dice_class=MemoryEfficientSoftDiceLoss)
+
+
+def labels(kind: str, *, ignored: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    if kind == "regions":
+        target = torch.rand(2, 4, 16, 16, 16, generator=generator) > 0.5
+        target[:, 3] = ignored
+        return target
+    return (
+        torch.full((2, 1, 16, 16, 16), 3) if ignored else torch.randint(0, 3, (2, 1, 16, 16, 16), generator=generator)
+    )
+
+
+def stub(trainer: type, network: torch.nn.Module, kind: str, settings: object) -> SimpleNamespace:
+    """Just what `compute_loss` needs of a trainer."""
+    made = SimpleNamespace(
+        network=network, settings=settings, loss=segmentation_loss(kind), modalities=tuple("abcd"), is_ddp=False,
+        device=torch.device("cpu"), label_manager=SimpleNamespace(has_regions=kind == "regions"), current_epoch=10**6,
+        grad_scaler=None,
+    )  # fmt: skip
+    for name in METHODS:
+        if hasattr(trainer, name):
+            setattr(made, name, getattr(trainer, name).__get__(made))
+    trainer.prepare(made)
+    return made
