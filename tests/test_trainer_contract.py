@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import images, unet
+from networks import images, train_adapters, unet
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -96,6 +96,28 @@ def test_checkpointed_views_give_the_same_loss_and_gradients(kind):
     assert gradients.keys() == checkpointed_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(checkpointed_gradients[name], gradient, msg=name)
+
+
+def test_views_of_stage_3_one_by_one_have_the_joint_gradient_in_bfloat16_too():
+    network = unet()
+    train_adapters(network)
+    network.freeze_encoder()
+    made = stub(UniMRSegStage3Trainer, network, "classes", Stage3Config(subsets_per_step=2))
+    subsets = made._deal_subsets(2)
+    made._deal_subsets = lambda _: subsets
+    data, target = images(), labels("classes")
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, *outputs = made._teacher_view(data, target)
+        teacher = [output.detach() for output in outputs]
+        joint = loss + sum(made._student_view(data, target, subset, *teacher) for subset in subsets) / 2
+    gradients = torch.autograd.grad(joint, learning, allow_unused=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        last = made.compute_loss(data, target, {"keys": ["p1", "p2"]})
+    made.backward(last)
+    pairs = [(one, other.grad) for one, other in zip(gradients, learning, strict=True) if one is not None]
+    error = torch.stack([(one - other).norm() for one, other in pairs]).norm()
+    assert error < 0.02 * torch.stack([one.norm() for one, _ in pairs]).norm()
 
 
 def test_stage_3_teaches_adapters_and_decoder_only():
