@@ -130,8 +130,8 @@ def read_results(folder: Path) -> list[Benchmark]:
         UserError: when runs of one of them cannot be compared, or a run is there twice.
     """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    setting = itemgetter("dataset", "plans", "configuration", "budget")
-    groups = groupby(sorted(records, key=setting), key=setting)
+    setting_of = itemgetter("dataset", "plans", "configuration", "budget")
+    groups = groupby(sorted(records, key=setting_of), key=setting_of)
     return [_benchmark(setting, list(own)) for setting, own in groups]
 
 

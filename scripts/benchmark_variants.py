@@ -48,7 +48,7 @@ THREE_STAGES = "three_stages"
 NO_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.0}
 RARE_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.2}
 UNIFORM = {"subset_sampling": "uniform"}
-EARLIER_STAGE_2 = {"subset_sampling": "uniform", "dropout_probability": 0.5, "pairs_every": 4}
+EARLIER_STAGE_2 = {**UNIFORM, "dropout_probability": 0.5, "pairs_every": 4}
 """Stage 2's defaults while `complete_first` and `after_stock` were measured."""
 
 MAIN = {

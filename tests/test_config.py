@@ -76,3 +76,10 @@ def test_every_field_is_documented_and_its_default_valid():
     for section in dataclasses.fields(config):
         for field in dataclasses.fields(getattr(config, section.name)):
             assert len(field.metadata["doc"]) > 10, field.name
+
+
+def test_what_older_plans_hold_of_obsolete_settings_has_no_effect():
+    older = {"stage3": {"checkpoint_views": True, "num_epochs": 7}}
+    assert UniMRSegConfig.from_dict(older) == UniMRSegConfig.from_dict({"stage3": {"num_epochs": 7}})
+    with pytest.raises(UserError, match=r"unknown key 'stage1\.checkpoint_views'"):
+        UniMRSegConfig.from_dict({"stage1": {"checkpoint_views": True}})

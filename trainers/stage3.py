@@ -69,14 +69,13 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         self.steps += 1
         if self.steps % self.settings.pairs_every:
             return self._loss_of_one_view(data, target)
-        subsets = self._deal_subsets(len(data))
-        *earlier, last = subsets
+        *earlier, last = subsets = self._deal_subsets(len(data))
         with self.without_synchronisation():  # each view is differentiated at once: no activations of two are held
             teacher_loss, *outputs = self._teacher_view(data, target)
             value = self.backward(teacher_loss)
             teacher = [output.detach() for output in outputs]
             for available in earlier:
-                value += self.backward(self._student_view(data, target, available, *teacher) / len(subsets))
+                value = value + self.backward(self._student_view(data, target, available, *teacher) / len(subsets))
         return value + self._student_view(data, target, last, *teacher) / len(subsets)
 
     def _loss_of_one_view(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
