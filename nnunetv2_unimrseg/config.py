@@ -122,23 +122,13 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
         "Epochs. 1 + 1 / pairs_every views a step: 78.2 % of stock nnU-Net's forward-backward passes.",
         low=1,
     )
-    subset_sampling: str = option(
-        "per_modality",
-        "How an incomplete view is drawn: 'per_modality' drops each modality on its own with dropout_probability, "
-        "'uniform' makes every subset equally likely. Never all of them.",
-        choices=("uniform", "per_modality"),
-    )
     dropout_probability: float = option(
-        0.2,
-        "Probability that a modality is dropped, for 'per_modality'. Low, so that most incomplete views lack one "
-        "modality and the harder ones are left to stage 3 (docs/benchmarks.md, sarcoma).",
-        low=0.0,
-        high=0.95,
+        0.2, "Probability that a modality is dropped, for subset_sampling 'per_modality'.", low=0.0, high=0.95
     )
     views: str = option(
-        "complete_and_incomplete",
-        "What the two views of a sample are. 'complete_and_incomplete': the complete set and a random incomplete one "
-        "(the paper's). 'two_subsets': two random subsets, complete among them.",
+        "two_subsets",
+        "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
+        "'complete_and_incomplete': the complete set and a random incomplete one (the paper's).",
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(

@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from benchmark_tables import (
     headline,
     main_tables,
     settings_tables,
+    short,
+    stages,
     subset_table,
     trio,
 )
-from benchmark_variants import THREE_STAGES
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.reports.plots import DPI
@@ -51,9 +53,10 @@ def plots_of(benchmark: Benchmark) -> dict[str, tuple[str, Callable[[], Any]]]:
     if variants := trio(benchmark):
         title = "Dice by number of available modalities, with 95 % bootstrap intervals over patients"
         plots[f"{name}_by_number.png"] = (title, lambda: dice_by_number(benchmark, variants))
-    if others := ablated(benchmark):
-        title = "Differences to the three stages, with 95 % bootstrap intervals over patients"
-        plots[f"{name}_ablations.png"] = (title, lambda: forest(benchmark, others, THREE_STAGES))
+    for baseline, others in ablated(benchmark).items():
+        title = f"Differences to {short(benchmark, baseline)}, with 95 % bootstrap intervals over patients"
+        file = f"{name}_ablations.png" if baseline == stages(benchmark) else f"{name}_ablations_of_{baseline}.png"
+        plots[file] = (title, partial(forest, benchmark, others, baseline))
     return plots
 
 
@@ -85,7 +88,7 @@ def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
         return cost_tables(repository / COST)
     if kind not in TABLES:
         raise UserError(f"There is no block 'benchmark:{name}'; there are cost and {', '.join(TABLES)}.")
-    return "\n".join(TABLES[kind](benchmark) for benchmark in own) or NO_RESULTS
+    return "\n".join(filter(None, (TABLES[kind](benchmark) for benchmark in own))) or NO_RESULTS
 
 
 def pages(repository: Path, benchmarks: Sequence[Benchmark]) -> dict[Path, tuple[str, str, list[str]]]:

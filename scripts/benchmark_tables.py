@@ -24,7 +24,7 @@ from benchmark_statistics import (
     seconds,
     trainings,
 )
-from benchmark_variants import BUDGET_SETTINGS, CONTROL, MAIN, STOCK, THREE_STAGES
+from benchmark_variants import BUDGET_SETTINGS, CONTROL, EARLIER_DEFAULT, MAIN, STOCK, THREE_STAGES, VARIANTS
 
 from nnunetv2_unimrseg.comparison.tables import PERCENT, points
 from nnunetv2_unimrseg.config import UniMRSegConfig
@@ -33,7 +33,6 @@ from nnunetv2_unimrseg.reports.tables import AVAILABLE, MISSING, NOTHING, markdo
 NO_DIFFERENCE = "no difference shown"
 NO_RESULTS = "No results yet.\n"
 
-TRIO = (STOCK, CONTROL, THREE_STAGES)
 SHOWN_GROUPS = (ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)
 
 
@@ -79,17 +78,28 @@ def present(benchmark: Benchmark, variants: Iterable[str]) -> list[str]:
     return [variant for variant in variants if variant in benchmark.variants]
 
 
+def stages(benchmark: Benchmark) -> str:
+    """Return the three stages of these results: the default, or the earlier one where the default was not trained."""
+    return THREE_STAGES if THREE_STAGES in benchmark.variants else EARLIER_DEFAULT
+
+
 def trio(benchmark: Benchmark) -> list[str]:
     """Return which of stock, control and three stages have results, where they have folds and seeds in common."""
-    variants = present(benchmark, TRIO)
+    variants = present(benchmark, (STOCK, CONTROL, stages(benchmark)))
     return variants if variants and benchmark.runs(variants) else []
 
 
-def ablated(benchmark: Benchmark) -> list[str]:
-    """Return the variants that are compared with the three stages."""
-    variants = [variant for variant in benchmark.variants if variant not in TRIO]
-    there = THREE_STAGES in benchmark.variants
-    return [variant for variant in variants if there and benchmark.runs([variant, THREE_STAGES])]
+def ablated(benchmark: Benchmark) -> dict[str, list[str]]:
+    """Return the variants that are compared with three stages, the default or the earlier one, by these."""
+    own = stages(benchmark)
+    result: dict[str, list[str]] = {}
+    for variant in benchmark.variants:
+        wanted = VARIANTS[variant].baseline if variant in VARIANTS else THREE_STAGES
+        baseline = wanted if wanted in benchmark.variants else own
+        pair = {variant, baseline}
+        if len(pair) == 2 and not pair & {STOCK, CONTROL} and pair <= set(benchmark.variants) and benchmark.runs(pair):
+            result.setdefault(baseline, []).append(variant)
+    return result
 
 
 def caption(benchmark: Benchmark) -> str:
@@ -111,7 +121,7 @@ def main_tables(benchmark: Benchmark) -> str:
         rows.append([short(benchmark, variant), runs_of(own), str(own.patients), *means, spread, worst])
     heads = ["Dice (%)", "runs (folds x seeds)", "patients", *SHOWN_GROUPS, "sd over subsets", "worst subset"]
     text = caption(benchmark) + markdown(heads, rows)
-    pairs = [(variant, CONTROL) for variant in variants if variant != CONTROL] + [(THREE_STAGES, STOCK)]
+    pairs = [(variant, CONTROL) for variant in variants if variant != CONTROL] + [(stages(benchmark), STOCK)]
     rows = []
     for variant, baseline in pairs:
         if {variant, baseline} <= set(variants) and benchmark.runs([variant, baseline]):
@@ -131,10 +141,11 @@ def subset_table(benchmark: Benchmark) -> str:
         return NO_RESULTS
     own = [figures(benchmark, variant, benchmark.runs(variants)).subsets for variant in variants]
     heads = [*map(markdown_escaped, benchmark.modalities), *(short(benchmark, variant) for variant in variants)]
-    compared = {CONTROL, THREE_STAGES} <= set(variants)
+    own_stages = stages(benchmark)
+    compared = {CONTROL, own_stages} <= set(variants)
     if compared:
-        heads.append(f"{short(benchmark, THREE_STAGES)} - {short(benchmark, CONTROL)}")
-        change = differences(benchmark, THREE_STAGES, CONTROL, {name: [name] for name in benchmark.subsets})
+        heads.append(f"{short(benchmark, own_stages)} - {short(benchmark, CONTROL)}")
+        change = differences(benchmark, own_stages, CONTROL, {name: [name] for name in benchmark.subsets})
     rows = []
     for name, subset in benchmark.subsets.items():
         circles = [AVAILABLE if available else MISSING for available in subset]
@@ -144,23 +155,21 @@ def subset_table(benchmark: Benchmark) -> str:
 
 
 def ablation_table(benchmark: Benchmark) -> str:
-    """Return the differences of every other variant to the three stages."""
+    """Return the differences of the other variants to the three stages that they change."""
     rows = []
-    for variant in ablated(benchmark):
-        runs = benchmark.runs([variant, THREE_STAGES])
-        own = figures(benchmark, variant, runs).means[INCOMPLETE]
-        full = figures(benchmark, THREE_STAGES, runs).means[INCOMPLETE]
-        change = differences(benchmark, variant, THREE_STAGES)
-        cells = [percent(own), percent(full), *(with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE))]
-        rows.append(
-            [f"`{variant}`", markdown_escaped(benchmark.about(variant)), verdict(change.loc[INCOMPLETE]),
-             str(len(runs)), *cells]
-        )  # fmt: skip
+    for baseline, variants in ablated(benchmark).items():
+        for variant in variants:
+            runs = benchmark.runs([variant, baseline])
+            dice = [percent(figures(benchmark, name, runs).means[INCOMPLETE]) for name in (variant, baseline)]
+            change = differences(benchmark, variant, baseline)
+            cells = [*dice, *(with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE))]
+            words = [f"`{variant}`", markdown_escaped(benchmark.about(variant)), f"`{baseline}`"]
+            rows.append([*words, verdict(change.loc[INCOMPLETE]), str(len(runs)), *cells])
     heads = [
-        "variant", "what it is", "incomplete input", "runs", "its Dice, incomplete", "three stages, incomplete",
-        "difference, incomplete", "difference, complete",
+        "variant", "what it is", "compared with", "incomplete input", "runs", "its Dice, incomplete",
+        "the other's, incomplete", "difference, incomplete", "difference, complete",
     ]  # fmt: skip
-    return caption(benchmark) + markdown(heads, rows, words=3) if rows else NO_RESULTS
+    return caption(benchmark) + markdown(heads, rows, words=4) if rows else NO_RESULTS
 
 
 def settings_tables(benchmark: Benchmark) -> str:
@@ -220,7 +229,7 @@ def _different(values: Iterable[str]) -> str:
 def headline(benchmark: Benchmark) -> str:
     """Return the small table of the README and what it shows, in a sentence."""
     variants = trio(benchmark)
-    if not variants:
+    if EARLIER_DEFAULT in variants or not variants:
         return ""
     runs = benchmark.runs(variants)
     rows = []

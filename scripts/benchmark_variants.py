@@ -8,10 +8,15 @@ configure`); what is not set is the package's default.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Settings = Mapping[str, Any]
+
+STOCK = "stock"
+CONTROL = "control"
+THREE_STAGES = "three_stages"
+EARLIER_DEFAULT = "earlier_default"
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,13 @@ class Variant:
         about: what it is, for the tables.
         shares: section of the configuration -> share of the budget, in the order of training.
         settings: section -> field -> value, besides the defaults.
+        baseline: the variant that this one changes, with which it is compared.
     """
 
     about: str
     shares: Mapping[str, float]
     settings: Mapping[str, Settings] = field(default_factory=dict)
+    baseline: str = THREE_STAGES
 
 
 BUDGET_SETTINGS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every", "start_from")
@@ -41,15 +48,13 @@ def three_stages(about: str, **settings: Settings) -> Variant:
     return Variant(about, SHARES, settings)
 
 
-STOCK = "stock"
-CONTROL = "control"
-THREE_STAGES = "three_stages"
-
 NO_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.0}
 RARE_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.2}
-UNIFORM = {"subset_sampling": "uniform"}
-EARLIER_STAGE_2 = {**UNIFORM, "dropout_probability": 0.5, "pairs_every": 4}
-"""Stage 2's defaults while `complete_first` and `after_stock` were measured."""
+PAPERS_PAIR = {"views": "complete_and_incomplete"}
+RARE_PAIR = {**PAPERS_PAIR, **RARE_DROPOUT}
+"""Stage 2's defaults before the present ones."""
+FIRST_PAIR = {**PAPERS_PAIR, "dropout_probability": 0.5, "pairs_every": 4}
+"""And before those."""
 
 MAIN = {
     STOCK: Variant(
@@ -66,20 +71,14 @@ MAIN = {
     "stage2": Variant("stage 2 alone, from scratch", {"stage2": 1.0}),
     "stages_1_2": Variant("stages 1 and 2", {"stage1": SHARES["stage1"], "stage2": 1 - SHARES["stage1"]}),
     THREE_STAGES: three_stages("all three stages"),
+    EARLIER_DEFAULT: three_stages(
+        "all three stages, earlier default: each sample complete or with each modality dropped with probability 0.2",
+        stage2=RARE_PAIR,
+    ),
 }
 
 STAGE_1 = {
-    "after_control_20": Variant(
-        "stage 3 after the control that drops each modality with probability 0.2",
-        {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
-        {"modality_dropout": RARE_DROPOUT},
-    ),
     "after_control": Variant("stage 3 after the control", {"modality_dropout": 0.8, "stage3": SHARES["stage3"]}),
-    "no_stage1_uniform": Variant(
-        "no stage 1, and all incomplete subsets alike in stage 2",
-        {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
-        {"stage2": UNIFORM},
-    ),
     "no_stage1": Variant(
         "no stage 1: its share goes to stage 2",
         {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
@@ -94,13 +93,13 @@ STAGE_1 = {
 
 STAGE_2 = {
     "encoder_only": three_stages("of stage 1 the encoder alone is taken over", stage2={"stage1_decoder": False}),
-    "uniform_stage2": three_stages("all incomplete subsets alike in stage 2", stage2=UNIFORM),
-    "dropout_40": three_stages("dropout probability 0.4 in stage 2", stage2={"dropout_probability": 0.4}),
-    "two_subsets": three_stages("two random subsets as the pair", stage2={"views": "two_subsets"}),
-    "two_uniform": three_stages(
-        "two random subsets as the pair, all subsets alike", stage2={**UNIFORM, "views": "two_subsets"}
+    "papers_pair": three_stages(
+        "the complete and a random incomplete view as the pair (the paper's)", stage2=PAPERS_PAIR
     ),
-    "pairs_every_step": three_stages("pairs in every step (the paper's)", stage2={"pairs_every": 1}),
+    "papers_stage2": three_stages(
+        "that pair, and in every step (the paper's)", stage2={**PAPERS_PAIR, "pairs_every": 1}
+    ),
+    "pairs_every_step": three_stages("pairs in every step", stage2={"pairs_every": 1}),
     "no_contrast": three_stages("no contrastive loss", stage2={"contrastive_weight": 0.0}),
     "contrast_1": three_stages("contrastive weight 1", stage2={"contrastive_weight": 1.0}),
     "temperature_01": three_stages("temperature 0.1", stage2={"temperature": 0.1}),
@@ -132,23 +131,56 @@ STAGE_3 = {
     ),
 }
 
+
+def of_earlier_default(variant: Variant) -> Variant:
+    """Return the same change of the earlier default."""
+    settings = {**variant.settings, "stage2": {**RARE_PAIR, **variant.settings.get("stage2", {})}}
+    return replace(variant, settings=settings, baseline=EARLIER_DEFAULT)
+
+
+ALTERED_EARLIER = (
+    "no_stage1", "long_stage1", "encoder_only", "no_adapters", "adapters_any", "slow_stage3", "rare_comparison",
+    "no_feature_consistency", "no_prediction_consistency", "no_incomplete_labels", "subsets_all",
+)  # fmt: skip
+"""Variants that were measured as changes of the earlier default."""
+
 EARLIER = {
+    **{f"earlier_{name}": of_earlier_default({**STAGE_1, **STAGE_2, **STAGE_3}[name]) for name in ALTERED_EARLIER},
+    "after_control_20": Variant(
+        "stage 3 after the control that drops each modality with probability 0.2",
+        {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
+        {"modality_dropout": RARE_DROPOUT},
+        EARLIER_DEFAULT,
+    ),
+    "dropout_40": replace(
+        three_stages("dropout probability 0.4 in stage 2", stage2={**RARE_PAIR, "dropout_probability": 0.4}),
+        baseline=EARLIER_DEFAULT,
+    ),
+    "no_stage1_papers_pair": Variant(
+        "no stage 1, and all incomplete subsets alike in stage 2",
+        {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
+        {"stage2": PAPERS_PAIR},
+        EARLIER_DEFAULT,
+    ),
     "after_stock": Variant(
         "stage 2 with all subsets alike, and stage 3, after a stock nnU-Net",
         {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
-        {"modality_dropout": NO_DROPOUT, "stage2": EARLIER_STAGE_2},
+        {"modality_dropout": NO_DROPOUT, "stage2": FIRST_PAIR},
+        EARLIER_DEFAULT,
     ),
     "all_subsets_alike": Variant(
         "all incomplete subsets alike in stage 2, pairs in every fourth step, stage 1 with a twentieth of the budget",
         {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
-        {"stage2": EARLIER_STAGE_2},
+        {"stage2": FIRST_PAIR},
+        EARLIER_DEFAULT,
     ),
     "complete_first": Variant(
         "the same with complete samples only in the first 55 % of stage 2",
         {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
-        {"stage2": {**EARLIER_STAGE_2, "complete_first": 0.55}},
+        {"stage2": {**FIRST_PAIR, "complete_first": 0.55}},
+        EARLIER_DEFAULT,
     ),
 }
-"""What was tried before the present defaults of stage 2."""
+"""What was measured with the earlier defaults of stage 2."""
 
 VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3, **EARLIER}

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import benchmark_accuracy as benchmark
 import pytest
@@ -144,6 +145,22 @@ def test_settings_of_a_variant_reach_its_training(monkeypatch):
     (task,) = chain("tiny")
     assert task.settings["stage2"]["pairs_every"] == 2
     assert replace(task, seed=5).name != task.name
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "docs/benchmarks/accuracy").glob("*.json"))
+
+
+def test_published_results_are_those_of_the_variants_whose_names_they_have():
+    assert PUBLISHED
+    for path in PUBLISHED:
+        record = json.loads(path.read_text())
+        shares, changed = VARIANTS[record["variant"]].shares, VARIANTS[record["variant"]].settings
+        measured = {training["section"]: training["settings"] for training in record["trainings"]}
+        assert list(measured) == list(shares)
+        rate = record["trainings"][0]["settings"]["initial_lr"]
+        for section, settings in measured.items():
+            own = benchmark.all_settings(section, changed.get(section, {}))
+            assert settings == {**settings, **benchmark.scaled_learning_rates(own, rate)}, path.name
 
 
 @pytest.mark.integration

@@ -217,12 +217,35 @@ def test_the_tables_show_the_figures(repository):
     assert stock in page
     assert "| all three stages - control | 4 | +7.0 (" in page
     assert "| ○ | ● | ○ | 55.0 | 60.0 | 67.0 | +7.0 (" in page and "| ● | ● | ● | 75.0 | 60.0 | 67.0 |" in page
-    assert "| `without_x` | without_x: in words | worse | 2 | 54.0 | 59.5 | -5.5 (-8.0 to -3.0) | -5.5" in page
+    assert (
+        "| `without_x` | without_x: in words | `three_stages` | worse | 2 | 54.0 | 59.5 | -5.5 (-8.0 to -3.0) |" in page
+    )
     assert "| patch | 8 x 8 x 4 voxels |" in page
     assert "| `control` | stage2 4 | stage2: initial_lr 0.03 | 80 | 10 | 1.00 |" in page
     readme = (repository / "README.md").read_text()
     assert "| all three stages | 67.0 | 67.0 | 67.0 | 67.0 | +7.0 (" in readme and readme.endswith("\n\nafter\n")
     assert page.count("\nbetween\n") == 5
+
+
+@pytest.mark.parametrize("with_default", [False, True])
+def test_changes_of_the_earlier_default_are_compared_with_it(repository, with_default):
+    earlier = [
+        *runs_of("control", by_patient((0.50, 0.55, 0.65, 0.70))),
+        *runs_of("earlier_default", by_patient((0.53, 0.56, 0.69, 0.74))),
+        *runs_of("earlier_no_adapters", by_patient((0.51, 0.53, 0.68, 0.72))),
+    ]
+    default = runs_of("three_stages", by_patient((0.56, 0.63, 0.70, 0.79))) if with_default else []
+    benchmark = read_one(repository / report.ACCURACY, [*earlier, *default])
+    against_default = {"three_stages": ["earlier_default"]} if with_default else {}
+    assert tables.ablated(benchmark) == {**against_default, "earlier_default": ["earlier_no_adapters"]}
+    assert tables.trio(benchmark) == ["control", "three_stages" if with_default else "earlier_default"]
+    assert bool(tables.headline(benchmark)) == with_default
+    report.write(repository)
+    page = (repository / "docs/benchmarks.md").read_text()
+    assert "| no adapters: the decoder alone learns | `earlier_default` | worse | 4 | 61.0 | 63.0 |" in page
+    assert ("| `three_stages` | worse | 4 | 63.0 | 67.0 | -4.0 (" in page) == with_default
+    assert "| all three stages, earlier default - control | 4 | +3.0 (" in page
+    assert len(report.plots_of(benchmark)) == 2 + with_default
 
 
 @pytest.mark.parametrize("variant", ["stock", "control", "three_stages", "without_x"])
