@@ -139,13 +139,14 @@ def subset_table(benchmark: Benchmark) -> str:
     variants = trio(benchmark)
     if not variants:
         return NO_RESULTS
-    own = [figures(benchmark, variant, benchmark.runs(variants)).subsets for variant in variants]
+    runs = benchmark.runs(variants)
+    own = [figures(benchmark, variant, runs).subsets for variant in variants]
     heads = [*map(markdown_escaped, benchmark.modalities), *(short(benchmark, variant) for variant in variants)]
     own_stages = stages(benchmark)
     compared = {CONTROL, own_stages} <= set(variants)
     if compared:
         heads.append(f"{short(benchmark, own_stages)} - {short(benchmark, CONTROL)}")
-        change = differences(benchmark, own_stages, CONTROL, {name: [name] for name in benchmark.subsets})
+        change = differences(benchmark, own_stages, CONTROL, {name: [name] for name in benchmark.subsets}, runs)
     rows = []
     for name, subset in benchmark.subsets.items():
         circles = [AVAILABLE if available else MISSING for available in subset]
@@ -256,7 +257,7 @@ def _sentence(benchmark: Benchmark) -> str:
         (STOCK, "stock nnU-Net", COMPLETE, "complete input"),
     ):
         if {baseline, THREE_STAGES} <= set(trio(benchmark)):
-            row = differences(benchmark, THREE_STAGES, baseline).loc[group]
+            row = differences(benchmark, THREE_STAGES, baseline, runs=benchmark.runs(trio(benchmark))).loc[group]
             found = verdict(row)
             same = found == NO_DIFFERENCE
             said = f"no difference to {name} is shown" if same else f"the three stages are {found} than {name}"
