@@ -57,8 +57,7 @@ def forest(benchmark: Benchmark, variants: Sequence[str], baseline: str) -> Figu
                   label="mean over incomplete subsets" if group == INCOMPLETE else "complete input")  # fmt: skip
     axes.set_yticks(rows, [textwrap.fill(plain(benchmark.about(variant)), 40) for variant in variants])
     axes.set_ylim(len(variants) - 0.4, -0.6)
-    name, *_ = benchmark.about(baseline).split(":")
-    axes.set_xlabel(f"Dice points compared with {plain(name)}\n(left of 0: worse)")
+    axes.set_xlabel(f"Dice points compared with {plain(benchmark.short(baseline))}\n(left of 0: worse)")
     axes.grid(axis="x", color=GREY_LINE, linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -95,6 +95,10 @@ class Benchmark:
         """Return what a variant is, in words."""
         return VARIANTS[variant].about if variant in VARIANTS else self.records_of(variant)[0]["about"]
 
+    def short(self, variant: str) -> str:
+        """Return what a variant is in few words: what comes before the colon."""
+        return self.about(variant).split(":")[0]
+
     def records_of(self, variant: str) -> list[dict[str, Any]]:
         """Return the result files of a variant, without scores."""
         return [record for record in self.records if record["variant"] == variant]

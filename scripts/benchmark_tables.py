@@ -64,7 +64,7 @@ def verdict(row: pd.Series) -> str:
 
 def short(benchmark: Benchmark, variant: str) -> str:
     """Return a variant's name for a table."""
-    return markdown_escaped(benchmark.about(variant).split(":")[0])
+    return markdown_escaped(benchmark.short(variant))
 
 
 def runs_of(own: Figures) -> str:

@@ -97,7 +97,8 @@ STAGE_2 = {
         "the complete and a random incomplete view as the pair (the paper's)", stage2=PAPERS_PAIR
     ),
     "papers_stage2": three_stages(
-        "that pair, and in every step (the paper's)", stage2={**PAPERS_PAIR, "pairs_every": 1}
+        "the complete and a random incomplete view as the pair, in every step (the paper's)",
+        stage2={**PAPERS_PAIR, "pairs_every": 1},
     ),
     "pairs_every_step": three_stages("pairs in every step", stage2={"pairs_every": 1}),
     "no_contrast": three_stages("no contrastive loss", stage2={"contrastive_weight": 0.0}),
