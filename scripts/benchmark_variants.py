@@ -114,6 +114,7 @@ STAGE_3 = {
     ),
     "adapter_lr_10": three_stages("adapters learn ten times as fast", stage3={"adapter_lr_factor": 10.0}),
     "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
+    "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
     "rare_comparison": three_stages("views compared in every fourth step of stage 3", stage3={"pairs_every": 4}),
     "no_reverse_attention": three_stages("adapters without reverse attention", stage3={"reverse_attention": False}),
     "no_feature_consistency": three_stages("no feature consistency", stage3={"feature_weight": 0.0}),
