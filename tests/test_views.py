@@ -131,6 +131,7 @@ def test_stage_2_sees_complete_samples_first():
             complete, incomplete = made.seen
             assert complete.all()
             assert not incomplete.all(1).any()
+            assert len(made.memory.patients)
 
 
 @pytest.mark.parametrize("subsets_per_step", [1, 3, "all"])
