@@ -116,13 +116,13 @@ class Corruption:
             The corrupted patches and `(B, C)` booleans of the channels that are available.
         """
         spatial = [1] * (x.ndim - 2)
-        source = self.source.to(x.device)
+        source = self.source.to(x.device, non_blocking=True)
         shuffled = torch.take_along_dim(x, source.view(*source.shape, *spatial), 1)
-        masked = self.masked_blocks.to(x.device)
+        masked = self.masked_blocks.to(x.device, non_blocking=True)
         for axis, edge in enumerate(self.block_size, start=2):
             masked = masked.repeat_interleave(edge, axis).narrow(axis, 0, x.shape[axis])
         present = ~torch.isnan(shuffled).flatten(2).any(2)
-        available = usable_modalities(self.available.to(x.device), present)
+        available = usable_modalities(self.available.to(x.device, non_blocking=True), present)
         corrupted = shuffled.masked_fill(masked, 0.0)
         return torch.where(available.view(*available.shape, *spatial), corrupted, fill), available
 

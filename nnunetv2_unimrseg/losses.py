@@ -171,8 +171,8 @@ def nt_xent(
     with torch.autocast(views.device.type, enabled=False):
         similarity = views @ others.T / temperature
     positive = torch.arange(2 * count, device=views.device).roll(count)
-    considered = anchors[:, None] != candidates[None, :]
-    considered[torch.arange(2 * count, device=views.device), positive] = True
+    is_positive = torch.arange(len(candidates), device=views.device) == positive[:, None]
+    considered = (anchors[:, None] != candidates[None, :]) | is_positive
     return F.cross_entropy(similarity.masked_fill(~considered, float("-inf")), positive)
 
 

@@ -191,13 +191,25 @@ def test_window_attention_against_loops(size, channels, heads):
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (5, 8, 3), (6, 7)])
 @pytest.mark.parametrize("channels", [8, 64, 96])
-def test_fused_attention_of_gpus_gives_the_same(monkeypatch, size, channels):
+@pytest.mark.parametrize("most_windows", [adapter_module.MOST_WINDOWS, 3])
+def test_fused_attention_of_gpus_gives_the_same(monkeypatch, size, channels, most_windows):
     torch.manual_seed(0)
     attention = WindowAttention({2: nn.Conv2d, 3: nn.Conv3d}[len(size)], channels, 4)
     x = torch.randn(2, channels, *size)
     explicit = attention(x)
     monkeypatch.setattr(adapter_module, "_explicit_attention", adapter_module._fused_attention)
+    monkeypatch.setattr(adapter_module, "MOST_WINDOWS", most_windows)
     torch.testing.assert_close(attention(x), explicit)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_attention_on_a_gpu_takes_as_many_windows_as_a_large_patch_has():
+    attention = WindowAttention(nn.Conv3d, 8, 4).cuda()
+    x = torch.randn(2, 8, 128, 128, 160, device="cuda", requires_grad=True)
+    with torch.autocast("cuda"):
+        attended = attention(x)
+    attended.float().square().mean().backward()
+    assert attended.isfinite().all() and x.grad.isfinite().all() and x.grad.any()
 
 
 def test_padding_of_windows_is_attended_by_none_in_half_precision():

@@ -16,5 +16,6 @@ class UniMRSegModalityDropoutTrainer(SegmentationTrainer):
     section: ClassVar[str] = "modality_dropout"
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
-        available = draw_subsets(len(data), len(self.modalities), self.settings).to(self.device)
+        available = draw_subsets(len(data), len(self.modalities), self.settings)
+        available = available.to(self.device, non_blocking=True)
         return self.loss(self.network(data, available), target)

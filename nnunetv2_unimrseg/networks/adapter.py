@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+FUSED_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which torch prefers on Hopper GPUs: its backward pass fails for as many windows as a large patch has."""
+MOST_WINDOWS = 2**16 - 1
+"""That a CUDA kernel can take at once (its grid's limit)."""
 TOKENS_EDGE = {1: 64, 2: 8, 3: 4}
 """Default edge of a window by dimension: 64 tokens each."""
 
@@ -92,7 +97,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     value = F.pad(value, (0, query.shape[-1] - 1))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)[..., 0]
+    parts = [part.split(MOST_WINDOWS) for part in (query, key, value)]
+    masks = [None] * len(parts[0]) if mask is None else mask.split(MOST_WINDOWS)
+    with sdpa_kernel(FUSED_KERNELS):
+        attended = [F.scaled_dot_product_attention(*part, attn_mask=m) for *part, m in zip(*parts, masks, strict=True)]
+    return torch.cat(attended)[..., 0]
 
 
 def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
