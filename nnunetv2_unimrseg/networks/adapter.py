@@ -68,14 +68,11 @@ class WindowAttention(nn.Module):
         window = [min(self.window, extent) for extent in size]
         margins = [-extent % edge for extent, edge in zip(size, window, strict=True)]
         padding = [amount for margin in reversed(margins) for amount in (0, margin)]
-        projected = torch.cat((self.query_key(x), self.value(x)), 1)
+        projected = [*self.query_key(x).chunk(2, dim=1), self.value(x)]
         if any(margins):
-            projected = F.pad(projected, padding)
-        padded_size = projected.shape[2:]
-        query, key = (
-            partition_windows(part, window, self.heads) for part in projected[:, : 2 * self.inner].chunk(2, dim=1)
-        )
-        value = partition_windows(projected[:, 2 * self.inner :], window, self.heads)
+            projected = [F.pad(part, padding) for part in projected]
+        padded_size = projected[0].shape[2:]
+        query, key, value = (partition_windows(part, window, self.heads) for part in projected)
         mask = None
         if any(margins):
             inside = F.pad(torch.ones((1, 1, *size), dtype=torch.bool, device=x.device), padding)
