@@ -70,13 +70,22 @@ def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
 
 
 def _box_filter(x: Tensor, window: int) -> Tensor:
-    """Mean over windows, one axis after another, as sums of shifted images (on a CPU much faster than pooling)."""
+    """Mean over windows, one axis after another: on a CPU sums of shifted images are much faster than pooling."""
+    filter_axis = _pool_axis if x.device.type == "cuda" else _add_shifted
     for axis in range(2, x.ndim):
         fitting = min(window, x.shape[axis])
-        fitting -= fitting % 2 == 0
-        length = x.shape[axis] - fitting + 1
-        x = sum(x.narrow(axis, shift, length) for shift in range(fitting)) / fitting
+        x = filter_axis(x, axis, fitting - (fitting % 2 == 0))
     return x
+
+
+def _add_shifted(x: Tensor, axis: int, window: int) -> Tensor:
+    length = x.shape[axis] - window + 1
+    return sum(x.narrow(axis, shift, length) for shift in range(window)) / window
+
+
+def _pool_axis(x: Tensor, axis: int, window: int) -> Tensor:
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[x.ndim - 2]
+    return pool(x, [window if axis == one else 1 for one in range(2, x.ndim)], stride=1)
 
 
 def reconstruction_loss(

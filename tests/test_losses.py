@@ -9,6 +9,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from nnunetv2_unimrseg import losses
 from nnunetv2_unimrseg.losses import (
     Float32Loss,
     NegativesMemory,
@@ -26,7 +27,14 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("size", [(14, 15, 16), (20, 22), (7, 9, 8)])
+@pytest.fixture(params=["_add_shifted", "_pool_axis"])
+def window_means(request, monkeypatch):
+    """SSIM's windows as they are averaged on a CPU, and on a GPU."""
+    monkeypatch.setattr(losses, "_add_shifted", getattr(losses, request.param))
+
+
+@pytest.mark.parametrize("size", [(14, 15, 16), (20, 22), (7, 9, 8), (9,)])
+@pytest.mark.usefixtures("window_means")
 def test_ssim_against_scikit_image(size):
     target = torch.randn(2, 3, *size)
     prediction = target + 0.3 * torch.randn_like(target)
@@ -48,6 +56,7 @@ def test_ssim_of_short_axes_constant_targets_and_equality():
 
 
 @pytest.mark.parametrize("size", [(14, 15, 16), (20, 22), (4, 12, 13), (1, 9, 2)])
+@pytest.mark.usefixtures("window_means")
 def test_ssim_against_monai_also_along_short_axes(size):
     """MONAI's windows are set by axis: 3 along an axis of 4 voxels, 1 along axes of 1 and 2."""
     regression = pytest.importorskip("monai.metrics.regression")
