@@ -250,6 +250,12 @@ class Stage3Config(TrainingConfig):
         "Whether gradients flow through the frozen encoder to the adapters below; the released code cuts them.",
         choices=(False, True),
     )
+    adapter_first_stage: int = option(
+        0,
+        "Encoder stage of the first adapter: 0 is the full resolution, so that every stage has one (the paper's). 1 "
+        "leaves out that one, which is the dearest.",
+        low=0,
+    )
     adapter_window: int = option(
         0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0
     )

@@ -392,6 +392,22 @@ def test_plans_shape_the_network(edge, expected, form):
     assert build_network(configuration(), 4, 3, False, adapters=False).adapters is None
 
 
+def test_adapters_may_begin_below_full_resolution():
+    every, deeper = adapted_unet(), adapted_unet(adapter_first_stage=1)
+    train_adapters(deeper)
+    assert len(deeper.adapters) == len(every.adapters) - 1
+    _, adapted = deeper(images(), INCOMPLETE, return_features=True)
+    _, plain = deeper(images(), INCOMPLETE, skip_adapters=True, return_features=True)
+    assert [torch.equal(one, other) for one, other in zip(adapted, plain, strict=True)] == [True, False, False]
+    shares = [network.compute_conv_feature_map_size((16, 16, 16)) for network in (unet(adapters=False), deeper, every)]
+    assert shares == sorted(set(shares))
+
+
+def test_a_first_adapter_that_the_encoder_has_no_stage_for_is_refused():
+    with pytest.raises(UserError, match=r"adapter_first_stage = 3.*stages 0 to 2.*unimrseg configure"):
+        adapted_unet(adapter_first_stage=3)
+
+
 class NoUNet(nn.Module):
     """A network that plans can name and that has neither encoder nor decoder."""
 

@@ -160,8 +160,7 @@ class ReverseAttentionAdapter(nn.Module):
                 nonlin_kwargs=encoder.nonlin_kwargs,
             )
 
-        self.stride = tuple(stride)
-        self.inject = block(in_channels, self.stride)
+        self.inject = block(in_channels, stride)
         self.fuse = block(channels, [1] * dims)
         self.attention = (
             WindowAttention(encoder.conv_op, channels, window or TOKENS_EDGE[dims]) if reverse_attention else None

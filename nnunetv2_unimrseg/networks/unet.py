@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_unimrseg.config import Stage3Config
+from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.networks.adapter import ReverseAttentionAdapter
 
 
@@ -52,8 +53,12 @@ class MissingModalityUNet(nn.Module):
     Args:
         unet: what the plans build: has `encoder` (with `stages`) and `decoder`.
         num_modalities: number of image channels of the input.
-        adapters: whether there is a reverse attention adapter after every encoder stage.
-        settings: the adapters' form (window, attention, knowledge of the modalities, gradients); None is the default.
+        adapters: whether there are reverse attention adapters after the encoder's stages.
+        settings: the adapters' form (first stage, window, attention, knowledge of the modalities, gradients); None is
+            the default.
+
+    Raises:
+        UserError: where the encoder does not have the stage of the first adapter.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class MissingModalityUNet(nn.Module):
         self.encoder_is_frozen = False
         settings = settings or Stage3Config()
         self.gradients_through_encoder = settings.gradients_through_encoder
+        self.first_adapter = settings.adapter_first_stage
         self.adapters = self._build_adapters(settings) if adapters else None
 
     def _build_adapters(self, settings: Stage3Config) -> nn.ModuleList:
@@ -73,16 +79,21 @@ class MissingModalityUNet(nn.Module):
         stem = getattr(encoder, "stem", None)
         first_conv = next(module for module in encoder.modules() if isinstance(module, encoder.conv_op))
         entering = [first_conv.in_channels if stem is None else stem.output_channels, *encoder.output_channels[:-1]]
+        shapes = list(zip(entering, encoder.output_channels, encoder.strides, strict=True))
+        if self.first_adapter >= len(shapes):
+            raise UserError(
+                f"stage3.adapter_first_stage = {self.first_adapter}, but the planned encoder has the stages 0 to "
+                f"{len(shapes) - 1}. Set it to one of them with `unimrseg configure`, or use stage3.adapters = false."
+            )
         return nn.ModuleList(
             ReverseAttentionAdapter(
                 encoder,
-                *channels,
-                stride,
+                *shape,
                 settings.adapter_window,
                 num_modalities=self.num_modalities if settings.adapters_know_modalities else None,
                 reverse_attention=settings.reverse_attention,
             )
-            for *channels, stride in zip(entering, encoder.output_channels, encoder.strides, strict=True)
+            for shape in shapes[self.first_adapter :]
         )
 
     def freeze_encoder(self) -> None:
@@ -134,7 +145,8 @@ class MissingModalityUNet(nn.Module):
         features = []
         for index, stage in enumerate(self.encoder.stages):
             current = stage(x if flows else x.detach())
-            x = self.adapters[index](x, current, missing) if use_adapters else current
+            position = index - self.first_adapter
+            x = self.adapters[position](x, current, missing) if use_adapters and position >= 0 else current
             features.append(x)
         return features
 
@@ -143,7 +155,8 @@ class MissingModalityUNet(nn.Module):
         total = self.encoder.compute_conv_feature_map_size(input_size)
         total += self.decoder.compute_conv_feature_map_size(input_size)
         size = list(input_size)
-        for adapter in self.adapters or []:
-            size = [extent // step for extent, step in zip(size, adapter.stride, strict=True)]
-            total += adapter.compute_conv_feature_map_size(size)
+        for index, stride in enumerate(self.encoder.strides):
+            size = [extent // step for extent, step in zip(size, stride, strict=True)]
+            if self.adapters is not None and index >= self.first_adapter:
+                total += self.adapters[index - self.first_adapter].compute_conv_feature_map_size(size)
         return int(total)
