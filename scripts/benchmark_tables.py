@@ -170,7 +170,7 @@ def ablation_table(benchmark: Benchmark) -> str:
         "variant", "what it is", "compared with", "incomplete input", "runs", "its Dice, incomplete",
         "the other's, incomplete", "difference, incomplete", "difference, complete",
     ]  # fmt: skip
-    return caption(benchmark) + markdown(heads, rows, words=4) if rows else NO_RESULTS
+    return caption(benchmark) + markdown(heads, rows, words=4) if rows else ""
 
 
 def settings_tables(benchmark: Benchmark) -> str:

@@ -247,6 +247,14 @@ def test_changes_of_the_earlier_default_are_compared_with_it(repository, with_de
     assert len(report.plots_of(benchmark)) == 2 + with_default
 
 
+def test_a_setting_without_ablations_leaves_their_table_to_the_others(repository):
+    put(repository / report.ACCURACY, [*full_grid(), record("control", plans="Q")])
+    report.write(repository)
+    page = (repository / "docs/benchmarks.md").read_text()
+    assert "| `without_x` |" in page
+    assert page.count("No results yet.") == 1  # of the costs
+
+
 @pytest.mark.parametrize("variant", ["stock", "control", "three_stages", "without_x"])
 def test_a_single_variant_is_enough_for_a_page(repository, variant):
     put(repository / report.ACCURACY, runs_of(variant, by_patient((0.5, 0.6, 0.7, 0.8)), runs=RUNS[:1]))
