@@ -128,14 +128,15 @@ def read_results(folder: Path) -> list[Benchmark]:
     """Read all result files of a folder.
 
     Returns:
-        One benchmark for each dataset, plans, configuration and budget, in this order.
+        One benchmark for each dataset, plans, configuration and budget, those of a dataset by their budget.
 
     Raises:
         UserError: when runs of one of them cannot be compared, or a run is there twice.
     """
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     setting_of = itemgetter("dataset", "plans", "configuration", "budget")
-    groups = groupby(sorted(records, key=setting_of), key=setting_of)
+    by_budget = itemgetter("dataset", "budget", "plans", "configuration")
+    groups = groupby(sorted(records, key=by_budget), key=setting_of)
     return [_benchmark(setting, list(own)) for setting, own in groups]
 
 
