@@ -112,6 +112,7 @@ STAGE_3 = {
     "adapters_any": three_stages(
         "adapters know only that something is missing (the paper's)", stage3={"adapters_know_modalities": False}
     ),
+    "adapters_from_1": three_stages("no adapter at full resolution", stage3={"adapter_first_stage": 1}),
     "adapter_lr_10": three_stages("adapters learn ten times as fast", stage3={"adapter_lr_factor": 10.0}),
     "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
     "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
