@@ -97,8 +97,11 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     parts = [part.split(MOST_WINDOWS) for part in (query, key, value)]
     masks = [None] * len(parts[0]) if mask is None else mask.split(MOST_WINDOWS)
     with sdpa_kernel(FUSED_KERNELS):
-        attended = [F.scaled_dot_product_attention(*part, attn_mask=m) for *part, m in zip(*parts, masks, strict=True)]
-    return torch.cat(attended)[..., 0]
+        attended = [
+            F.scaled_dot_product_attention(*part, attn_mask=own_mask)[..., 0]
+            for *part, own_mask in zip(*parts, masks, strict=True)
+        ]
+    return torch.cat(attended)
 
 
 def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
