@@ -138,7 +138,7 @@ def subset_table(benchmark: Benchmark) -> str:
     """Return the Dice of every subset for stock, control and three stages, and the difference of the last two."""
     variants = trio(benchmark)
     if not variants:
-        return NO_RESULTS
+        return ""
     runs = benchmark.runs(variants)
     own = [figures(benchmark, variant, runs).subsets for variant in variants]
     heads = [*map(markdown_escaped, benchmark.modalities), *(short(benchmark, variant) for variant in variants)]

@@ -96,6 +96,10 @@ class MissingModalityUNet(nn.Module):
             for shape in shapes[self.first_adapter :]
         )
 
+    def _adapter_after(self, stage: int) -> ReverseAttentionAdapter | None:
+        has_one = self.adapters is not None and stage >= self.first_adapter
+        return self.adapters[stage - self.first_adapter] if has_one else None
+
     def freeze_encoder(self) -> None:
         """Stop the encoder from learning: no weight gradients, and evaluation mode also after `train()`."""
         self.encoder_is_frozen = True
@@ -145,8 +149,8 @@ class MissingModalityUNet(nn.Module):
         features = []
         for index, stage in enumerate(self.encoder.stages):
             current = stage(x if flows else x.detach())
-            position = index - self.first_adapter
-            x = self.adapters[position](x, current, missing) if use_adapters and position >= 0 else current
+            adapter = self._adapter_after(index) if use_adapters else None
+            x = current if adapter is None else adapter(x, current, missing)
             features.append(x)
         return features
 
@@ -157,6 +161,6 @@ class MissingModalityUNet(nn.Module):
         size = list(input_size)
         for index, stride in enumerate(self.encoder.strides):
             size = [extent // step for extent, step in zip(size, stride, strict=True)]
-            if self.adapters is not None and index >= self.first_adapter:
-                total += self.adapters[index - self.first_adapter].compute_conv_feature_map_size(size)
+            adapter = self._adapter_after(index)
+            total += 0 if adapter is None else adapter.compute_conv_feature_map_size(size)
         return int(total)
