@@ -251,10 +251,10 @@ class Stage3Config(TrainingConfig):
         choices=(False, True),
     )
     adapter_first_stage: int = option(
-        0,
-        "Encoder stage of the first adapter: 0 is the full resolution, so that every stage has one (the paper's). 1 "
-        "leaves out that one: on a CPU a step costs 1.09 of stock nnU-Net's instead of 1.65, and no difference is "
-        "shown (-0.2 points, -0.5 to 0.1, on incomplete input; docs/benchmarks.md, sarcoma, 10 000 passes, 2 seeds).",
+        1,
+        "Encoder stage of the first adapter. 0 is the full resolution, so that every stage has one (the paper's): on a "
+        "CPU a step then costs 1.6 of stock nnU-Net's instead of 1.1, for no difference that is shown (0.2 points, "
+        "-0.1 to 0.5, on incomplete input; docs/benchmarks.md, sarcoma, 10 000 passes, 2 seeds).",
         low=0,
     )
     adapter_window: int = option(

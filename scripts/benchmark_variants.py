@@ -17,6 +17,7 @@ STOCK = "stock"
 CONTROL = "control"
 THREE_STAGES = "three_stages"
 EARLIER_DEFAULT = "earlier_default"
+EVERYWHERE = "adapters_everywhere"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ RARE_PAIR = {**PAPERS_PAIR, **RARE_DROPOUT}
 """Stage 2's defaults before the present ones."""
 FIRST_PAIR = {**PAPERS_PAIR, "dropout_probability": 0.5, "pairs_every": 4}
 """And before those."""
+EVERY_STAGE = {"adapter_first_stage": 0}
+"""Stage 3's default before the present one."""
+
+EARLIER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
+    EARLIER_DEFAULT: {"stage2": RARE_PAIR, "stage3": EVERY_STAGE},
+    EVERYWHERE: {"stage3": EVERY_STAGE},
+}
+"""Settings of earlier defaults, by the variants that have them and nothing else."""
 
 MAIN = {
     STOCK: Variant(
@@ -73,7 +82,7 @@ MAIN = {
     THREE_STAGES: three_stages("all three stages"),
     EARLIER_DEFAULT: three_stages(
         "all three stages, earlier default: each sample complete or with each modality dropped with probability 0.2",
-        stage2=RARE_PAIR,
+        **EARLIER_SETTINGS[EARLIER_DEFAULT],
     ),
 }
 
@@ -112,7 +121,9 @@ STAGE_3 = {
     "adapters_any": three_stages(
         "adapters know only that something is missing (the paper's)", stage3={"adapters_know_modalities": False}
     ),
-    "adapters_from_1": three_stages("no adapter at full resolution", stage3={"adapter_first_stage": 1}),
+    EVERYWHERE: three_stages(
+        "all three stages, with an adapter at full resolution too (the paper's)", **EARLIER_SETTINGS[EVERYWHERE]
+    ),
     "adapter_lr_10": three_stages("adapters learn ten times as fast", stage3={"adapter_lr_factor": 10.0}),
     "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
     "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
@@ -135,55 +146,74 @@ STAGE_3 = {
 }
 
 
-def of_earlier_default(variant: Variant) -> Variant:
-    """Return the same change of the earlier default."""
-    settings = {**variant.settings, "stage2": {**RARE_PAIR, **variant.settings.get("stage2", {})}}
-    return replace(variant, settings=settings, baseline=EARLIER_DEFAULT)
+def changed_from(baseline: str, variant: Variant) -> Variant:
+    """Return the same change of an earlier default."""
+    earlier = {
+        section: {**settings, **variant.settings.get(section, {})}
+        for section, settings in EARLIER_SETTINGS[baseline].items()
+        if section in variant.shares
+    }
+    return replace(variant, settings={**variant.settings, **earlier}, baseline=baseline)
 
 
-ALTERED_EARLIER = (
-    "no_stage1", "long_stage1", "encoder_only", "no_adapters", "adapters_any", "slow_stage3", "rare_comparison",
-    "no_feature_consistency", "no_prediction_consistency", "no_incomplete_labels", "subsets_all",
-)  # fmt: skip
-"""Variants that were measured as changes of the earlier default."""
+MEASURED_EARLIER = {
+    EARLIER_DEFAULT: (
+        "no_stage1", "long_stage1", "encoder_only", "no_adapters", "adapters_any", "slow_stage3", "rare_comparison",
+        "no_feature_consistency", "no_prediction_consistency", "no_incomplete_labels", "subsets_all",
+    ),
+    EVERYWHERE: (
+        "after_control", "papers_pair", "adapters_any", "slow_stage3", "fast_stage3", "no_prediction_consistency",
+        "prediction_3",
+    ),
+}  # fmt: skip
+"""Variants that were measured as changes of an earlier default."""
+
+
+def measured_earlier(baseline: str, prefix: str) -> dict[str, Variant]:
+    """Return those of one earlier default, with a prefix to their names."""
+    present = {**STAGE_1, **STAGE_2, **STAGE_3}
+    return {f"{prefix}_{name}": changed_from(baseline, present[name]) for name in MEASURED_EARLIER[baseline]}
+
 
 EARLIER = {
-    **{f"earlier_{name}": of_earlier_default({**STAGE_1, **STAGE_2, **STAGE_3}[name]) for name in ALTERED_EARLIER},
-    "after_control_20": Variant(
-        "stage 3 after the control that drops each modality with probability 0.2",
-        {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
-        {"modality_dropout": RARE_DROPOUT},
+    **measured_earlier(EARLIER_DEFAULT, "earlier"),
+    **measured_earlier(EVERYWHERE, "everywhere"),
+    "after_control_20": changed_from(
         EARLIER_DEFAULT,
+        Variant(
+            "stage 3 after the control that drops each modality with probability 0.2",
+            {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
+            {"modality_dropout": RARE_DROPOUT},
+        ),
     ),
-    "dropout_40": replace(
-        three_stages("dropout probability 0.4 in stage 2", stage2={**RARE_PAIR, "dropout_probability": 0.4}),
-        baseline=EARLIER_DEFAULT,
+    "dropout_40": changed_from(
+        EARLIER_DEFAULT, three_stages("dropout probability 0.4 in stage 2", stage2={"dropout_probability": 0.4})
     ),
     "no_stage1_papers_pair": Variant(
         "no stage 1, and all incomplete subsets alike in stage 2",
         {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
-        {"stage2": PAPERS_PAIR},
+        {"stage2": PAPERS_PAIR, "stage3": EVERY_STAGE},
         EARLIER_DEFAULT,
     ),
     "after_stock": Variant(
         "stage 2 with all subsets alike, and stage 3, after a stock nnU-Net",
         {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
-        {"modality_dropout": NO_DROPOUT, "stage2": FIRST_PAIR},
+        {"modality_dropout": NO_DROPOUT, "stage2": FIRST_PAIR, "stage3": EVERY_STAGE},
         EARLIER_DEFAULT,
     ),
     "all_subsets_alike": Variant(
         "all incomplete subsets alike in stage 2, pairs in every fourth step, stage 1 with a twentieth of the budget",
         {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
-        {"stage2": FIRST_PAIR},
+        {"stage2": FIRST_PAIR, "stage3": EVERY_STAGE},
         EARLIER_DEFAULT,
     ),
     "complete_first": Variant(
         "the same with complete samples only in the first 55 % of stage 2",
         {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
-        {"stage2": {**FIRST_PAIR, "complete_first": 0.55}},
+        {"stage2": {**FIRST_PAIR, "complete_first": 0.55}, "stage3": EVERY_STAGE},
         EARLIER_DEFAULT,
     ),
 }
-"""What was measured with the earlier defaults of stage 2."""
+"""What was measured with earlier defaults of stages 2 and 3."""
 
 VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3, **EARLIER}

@@ -29,8 +29,10 @@ forms = pytest.mark.parametrize("form", FORMS)
 
 
 def adapted_unet(kind: str = "plain", norm: type[nn.Module] | None = None, **form: object) -> MissingModalityUNet:
+    """Return a U-Net with an adapter after every stage, unless `form` says where they begin."""
     torch.manual_seed(0)
-    return MissingModalityUNet(stock_unet(kind, norm=norm), 4, adapters=True, settings=Stage3Config(**form))
+    settings = Stage3Config(**{"adapter_first_stage": 0, **form})
+    return MissingModalityUNet(stock_unet(kind, norm=norm), 4, adapters=True, settings=settings)
 
 
 @shapes
@@ -381,7 +383,7 @@ def configuration(**changes: object) -> ConfigurationManager:
 @pytest.mark.parametrize(("edge", "expected"), [(0, 4), (2, 2)])
 @forms
 def test_plans_shape_the_network(edge, expected, form):
-    settings = {"adapters": True, "adapter_window": edge, "gradients_through_encoder": edge == 2, **form}
+    settings = {"adapter_first_stage": 0, "adapter_window": edge, "gradients_through_encoder": edge == 2, **form}
     network = build_network(configuration(unimrseg={"stage3": settings}), 6, 3, True, adapters=True)
     for adapter, channels in zip(network.adapters, (4, 8), strict=True):
         assert adapter.scale.tolist() == [[0.0] * channels] * (4 if form["adapters_know_modalities"] else 1)

@@ -80,7 +80,7 @@ class MissingModalityUNet(nn.Module):
         first_conv = next(module for module in encoder.modules() if isinstance(module, encoder.conv_op))
         entering = [first_conv.in_channels if stem is None else stem.output_channels, *encoder.output_channels[:-1]]
         shapes = list(zip(entering, encoder.output_channels, encoder.strides, strict=True))
-        if self.first_adapter >= len(shapes):
+        if self.first_adapter > max(1, len(shapes) - 1):  # an encoder of full resolution alone may go without
             raise UserError(
                 f"stage3.adapter_first_stage = {self.first_adapter}, but the planned encoder has the stages 0 to "
                 f"{len(shapes) - 1}. Set it to one of them with `unimrseg configure`, or use stage3.adapters = false."
