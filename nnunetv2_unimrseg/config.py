@@ -253,8 +253,8 @@ class Stage3Config(TrainingConfig):
     adapter_first_stage: int = option(
         1,
         "Encoder stage of the first adapter. 0 is the full resolution, so that every stage has one (the paper's): on a "
-        "CPU a step then costs 1.6 of stock nnU-Net's instead of 1.1, for no difference that is shown (0.2 points, "
-        "-0.1 to 0.5, on incomplete input; docs/benchmarks.md, sarcoma, 10 000 passes, 2 seeds).",
+        "CPU a step then costs 1.6 of stock nnU-Net's instead of 1.1, and incomplete input gains nothing (0.2 points, "
+        "-0.1 to 0.5, with 10 000 passes, 2 seeds; -0.8, -1.6 to -0.2, with 2500; docs/benchmarks.md, sarcoma).",
         low=0,
     )
     adapter_window: int = option(
