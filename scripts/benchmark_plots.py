@@ -45,7 +45,7 @@ def dice_by_number(benchmark: Benchmark, variants: Sequence[str]) -> Figure:
 
 def forest(benchmark: Benchmark, variants: Sequence[str], baseline: str) -> Figure:
     """Draw the differences of variants to a baseline in Dice points, with 95 % bootstrap intervals over patients."""
-    figure, axes = _figure(6.4, 1.3 + 0.46 * len(variants))
+    figure, axes = _figure(6.4, 1.5 + 0.46 * len(variants))
     rows = np.arange(len(variants))
     tables = [PERCENT * differences(benchmark, variant, baseline) for variant in variants]
     axes.axvline(0, color="black", linewidth=0.9, zorder=1)
@@ -57,7 +57,7 @@ def forest(benchmark: Benchmark, variants: Sequence[str], baseline: str) -> Figu
                   label="mean over incomplete subsets" if group == INCOMPLETE else "complete input")  # fmt: skip
     axes.set_yticks(rows, [textwrap.fill(plain(benchmark.about(variant)), 40) for variant in variants])
     axes.set_ylim(len(variants) - 0.4, -0.6)
-    axes.set_xlabel(f"Dice points compared with {plain(benchmark.short(baseline))}\n(left of 0: worse)")
+    axes.set_xlabel(f"Dice points compared with\n{plain(benchmark.short(baseline))}\n(left of 0: worse)")
     axes.grid(axis="x", color=GREY_LINE, linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -122,7 +122,7 @@ STAGE_3 = {
         "adapters know only that something is missing (the paper's)", stage3={"adapters_know_modalities": False}
     ),
     EVERYWHERE: three_stages(
-        "all three stages, with an adapter at full resolution too (the paper's)", **EARLIER_SETTINGS[EVERYWHERE]
+        "all three stages, adapters everywhere: at full resolution too (the paper's)", **EARLIER_SETTINGS[EVERYWHERE]
     ),
     "adapter_lr_10": three_stages("adapters learn ten times as fast", stage3={"adapter_lr_factor": 10.0}),
     "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
