@@ -228,7 +228,7 @@ class Stage3Config(TrainingConfig):
         True,
         "Whether there are adapters. Without them the decoder alone learns, and incomplete input is 2.8 points lower "
         "(1.6 to 4.3), complete input 2.0 (0.7 to 4.0), where stage 2 seldom dropped a modality; after the present "
-        "stage 2 no difference is shown (without them -0.2, -0.6 to 0.2, on incomplete input; 10 000 passes, 2 seeds).",
+        "stage 2 no difference is shown (without them 0.0, -0.5 to 0.6, on incomplete input; 10 000 passes, 2 seeds).",
         choices=(False, True),
     )
     adapter_lr_factor: float = option(

@@ -383,7 +383,8 @@ def configuration(**changes: object) -> ConfigurationManager:
 @pytest.mark.parametrize(("edge", "expected"), [(0, 4), (2, 2)])
 @forms
 def test_plans_shape_the_network(edge, expected, form):
-    settings = {"adapter_first_stage": 0, "adapter_window": edge, "gradients_through_encoder": edge == 2, **form}
+    settings = {"adapters": True, "adapter_window": edge, "gradients_through_encoder": edge == 2, **form}
+    settings["adapter_first_stage"] = 0
     network = build_network(configuration(unimrseg={"stage3": settings}), 6, 3, True, adapters=True)
     for adapter, channels in zip(network.adapters, (4, 8), strict=True):
         assert adapter.scale.tolist() == [[0.0] * channels] * (4 if form["adapters_know_modalities"] else 1)
