@@ -58,10 +58,10 @@ def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
     # a mean far above the range would drown the variances in rounding, so they are taken about the target's mean
     centre = target.mean(spatial, keepdim=True)
     x, y = (prediction - centre) / spread, (target - centre) / spread
-    mean_x, square_x, product = _box_filter(torch.cat((x, x * x, x * y), 1), window).chunk(3, 1)
-    mean_y, square_y = _box_filter(torch.cat((y, y * y), 1), window).chunk(2, 1)
+    mean_x, squares, product = _box_filter(torch.cat((x, x * x + y * y, x * y), 1), window).chunk(3, 1)
+    mean_y = _box_filter(y, window)
     c1, c2 = SSIM_K1**2, SSIM_K2**2
-    variances = (square_x - mean_x**2).clamp(min=0) + (square_y - mean_y**2).clamp(min=0)
+    variances = (squares - mean_x**2 - mean_y**2).clamp(min=0)
     covariance = product - mean_x * mean_y
     mean_x, mean_y = mean_x + centre / spread, mean_y + centre / spread
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)

@@ -98,6 +98,28 @@ def test_checkpointed_views_give_the_same_loss_and_gradients(kind):
         torch.testing.assert_close(checkpointed_gradients[name], gradient, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint_views", "expected"),
+    [
+        (False, ["forward", "forward", "backward", "backward"]),
+        (True, ["forward", "forward", "backward", "forward", "backward"]),
+    ],
+)
+def test_checkpointed_views_are_in_memory_one_at_a_time_and_only_one_is_seen_again(checkpoint_views, expected):
+    network = unet(adapters=False)
+    events = []
+
+    def watch(_module: object, _inputs: object, output: torch.Tensor) -> None:
+        events.append("forward")
+        output.register_hook(lambda _: events.append("backward"))
+
+    network.encoder.stages[0].register_forward_hook(watch)
+    settings = Stage2Config(checkpoint_views=checkpoint_views, pairs_every=1)
+    made = stub(UniMRSegStage2Trainer, network, "classes", settings)
+    made.compute_loss(images(), labels("classes"), {"keys": ["p1", "p2"]}).backward()
+    assert events == expected
+
+
 def test_views_of_stage_3_one_by_one_have_the_joint_gradient_in_bfloat16_too():
     network = unet()
     train_adapters(network)

@@ -52,8 +52,8 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
             return self.loss(self.network(data, torch.where(one_of_both, first_subsets, second_subsets)), target)
         patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]])
         patients = patients.to(self.device, non_blocking=True)
-        views = [self._run_view(data, target, subsets) for subsets in (first_subsets, second_subsets)]
-        (first_loss, *first), (second_loss, *second) = views
+        first_loss, *first = self._run_first_view(data, target, first_subsets)
+        second_loss, *second = self._view(data, target, second_subsets)
         loss = (first_loss + second_loss) / 2
         if self.settings.contrastive_weight == 0:
             return loss
@@ -73,8 +73,11 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
             first = torch.ones_like(second)
         return [subsets.to(self.device, non_blocking=True) for subsets in (first, second)]
 
-    def _run_view(self, *view: Any) -> tuple[Tensor, ...]:
-        """See one view; with `checkpoint_views` its activations are not kept."""
+    def _run_first_view(self, *view: Any) -> tuple[Tensor, ...]:
+        """See the view that is differentiated last.
+
+        With `checkpoint_views` its activations are not kept: it is seen again once those of the second view are gone.
+        """
         return (
             checkpoint(self._view, *view, use_reentrant=False) if self.settings.checkpoint_views else self._view(*view)
         )
