@@ -149,7 +149,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     checkpoint_views: bool = option(
         False,
         "Keep only one view's activations of a pair in memory and compute the other's again in the backward pass "
-        "(about a third more time, half the memory).",
+        "(one forward pass more, half the memory).",
         choices=(False, True),
     )
     contrastive_weight: float = option(
