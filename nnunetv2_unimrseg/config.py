@@ -242,7 +242,8 @@ class Stage3Config(TrainingConfig):
     )
     reverse_attention: bool = option(
         True,
-        "Whether the adapters weight what they add by 1 - attention (the paper's), or by 1.",
+        "Whether the adapters weight what they add by 1 - attention (the paper's), or by 1: -0.7 points (-1.5 to -0.1) "
+        "on incomplete input, -0.8 (-1.5 to -0.2) on complete (10 000 passes, 5 folds, 1 seed).",
         choices=(False, True),
     )
     gradients_through_encoder: bool = option(
