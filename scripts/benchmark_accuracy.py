@@ -19,13 +19,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from benchmark_training import DONE, Task, train
+from benchmark_training import DONE, Run, Task, train
 from benchmark_variants import BUDGET_SETTINGS, MAIN, VARIANTS
 
 METRICS = ("dice", "hd95_mm")
@@ -48,24 +48,14 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("-o", type=Path, metavar="BENCHMARK", help="folder for trainings and results")
     parser.add_argument("-device", default="cuda", choices=("cpu", "cuda"), help="default: %(default)s")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default: 1)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time; they share the cores, or OMP_NUM_THREADS threads (default: 1)",
+    )
     parser.add_argument("--list", action="store_true", help="list the variants and do nothing")
     return parser.parse_args()
-
-
-@dataclass(frozen=True)
-class Run:
-    """One variant on one fold with one seed; `chain` are its trainings in order."""
-
-    variant: str
-    budget: int
-    chain: tuple[Task, ...]
-
-    def result(self, output: Path) -> Path:
-        """Return the run's one result file."""
-        last = self.chain[-1]
-        setting = f"{last.dataset}__{last.plans}__{last.configuration}__passes{self.budget}"
-        return output / "results" / f"{setting}__{self.variant}__fold{last.fold}__seed{last.seed}.json"
 
 
 def chain_of(variant: str, args: argparse.Namespace, dataset: str, fold: int, seed: int) -> tuple[Task, ...]:
@@ -248,16 +238,24 @@ def main() -> None:
     problems += [f"{flag} is missing" for flag in ("-d", "-o", "--passes") if not getattr(args, flag.strip("-"))]
     if problems:
         sys.exit("benchmark_accuracy.py: error: " + "; ".join(problems))
-    from nnunetv2_unimrseg.folders import find_dataset
+    from benchmark_input import find_planned_dataset, refuse_other_settings, uneven_budgets
 
-    dataset = find_dataset(args.d, "nnUNet_preprocessed")
-    runs = [
-        Run(variant, args.passes, chain_of(variant, args, dataset, fold, seed))
-        for seed in args.seeds
-        for fold in args.f
-        for variant in names
-    ]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    from nnunetv2_unimrseg.errors import UserError
+
+    try:
+        dataset = find_planned_dataset(args)
+        runs = [
+            Run(variant, args.passes, chain_of(variant, args, dataset, fold, seed))
+            for seed in args.seeds
+            for fold in args.f
+            for variant in names
+        ]
+        refuse_other_settings(runs, args.o)
+    except UserError as error:
+        sys.exit(f"benchmark_accuracy.py: error: {error}")
+    for remark in uneven_budgets(runs):
+        print(remark)
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // args.jobs)
     failed = work(list(jobs_of(runs, args.o, args.device, threads)), args.o, args.jobs)
     if failed:
         sys.exit(f"{len(failed)} of the trainings and evaluations failed or were left: {', '.join(failed)}")

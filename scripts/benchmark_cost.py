@@ -287,23 +287,37 @@ def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    args = arguments()
-    from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_json, read_plans
+def planned(args: argparse.Namespace) -> tuple[str, Plans]:
+    """Return the name of the dataset and its plans.
+
+    Raises:
+        UserError: when the dataset, the plans or the configuration are not there.
+    """
+    from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_configuration, read_json
 
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
-    dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
-    plans = Plans(read_plans(dataset, args.p), args.c, dataset_json)
+    plans, _ = read_configuration(dataset, args.p, args.c)
+    return dataset, Plans(plans, args.c, read_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json"))
+
+
+def main() -> None:
+    """Measure and print; what is measured is written at once."""
+    args = arguments()
+    from nnunetv2_unimrseg.errors import UserError
+
+    try:
+        dataset, plans = planned(args)
+    except UserError as error:
+        sys.exit(f"benchmark_cost.py: error: {error}")
     tables = []
     for name in args.measure:
         tables.append(MEASURES[name](plans, args))
         print(tables[-1].markdown(), flush=True)
-    record = record_of(args, plans, dataset, tables)
+        record = record_of(args, plans, dataset, tables)
+        if args.o is not None:
+            args.o.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     shown = ("dataset", "configuration", "plans", "patch_size", "batch_size", "hardware", "precision", "versions")
     print("; ".join(f"{name} {record[name]}" for name in shown))
-    if args.o is not None:
-        args.o.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,18 @@ def pages(repository: Path, benchmarks: Sequence[Benchmark]) -> dict[Path, tuple
         if len({len(BLOCK.findall(before)), before.count("<!-- benchmark:"), before.count("<!-- /benchmark -->")}) > 1:
             raise UserError(f"{page}: each '<!-- benchmark:NAME -->' needs a '<!-- /benchmark -->', and the reverse.")
         result[page] = (before, BLOCK.sub(renewed, before), differing)
-    for dataset in {benchmark.dataset for benchmark in benchmarks}:
-        if f"main:{dataset}" not in shown:
-            raise UserError(
-                f"The results of {dataset} are shown nowhere: no page has '<!-- benchmark:main:{dataset} -->'."
-            )
+    for benchmark in benchmarks:
+        _check_shown(benchmark.dataset, shown)
     return result
+
+
+def _check_shown(dataset: str, blocks: Collection[str]) -> None:
+    if f"main:{dataset}" not in blocks:
+        raise UserError(
+            f"The results of {dataset} are shown nowhere: no page has '<!-- benchmark:main:{dataset} -->'. Put this "
+            f"line and the line '<!-- /benchmark -->' where the table is wanted in {' or '.join(PAGES)}; other tables "
+            "likewise, see --help."
+        )
 
 
 def problems(repository: Path) -> list[str]:
@@ -144,16 +150,19 @@ def add(results: Path, repository: Path) -> int:
     """Copy result files into the repository, compact; return how many.
 
     Raises:
-        UserError: when the folder has none.
+        UserError: when the folder has none, or no page shows their dataset; nothing is copied then.
     """
-    files = sorted(results.glob("*.json"))
-    if not files:
+    records = {file.name: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
+    if not records:
         raise UserError(f"{results} holds no result files (*.json).")
+    blocks = {name for page in PAGES for _, name, *_ in BLOCK.findall((repository / page).read_text())}
+    for record in records.values():
+        _check_shown(record["dataset"], blocks)
     folder = repository / ACCURACY
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        (folder / file.name).write_text(compact(json.loads(file.read_text())))
-    return len(files)
+    for name, record in records.items():
+        (folder / name).write_text(compact(record))
+    return len(records)
 
 
 def main() -> None:
@@ -169,6 +178,7 @@ def main() -> None:
         if args.check:
             if found := problems(args.repository):
                 sys.exit("These differ from the results; run benchmark_report.py:\n" + "\n".join(found))
+            print(f"{' and '.join(PAGES)} show what the result files hold")
             return
         if args.add:
             print(f"{add(args.add, args.repository)} result files copied")

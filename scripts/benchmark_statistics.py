@@ -176,6 +176,9 @@ def _check(records: list[dict[str, Any]]) -> None:
         for key in SAME_IN_ALL_RUNS:
             if record[key] != records[0][key]:
                 raise UserError(f"{name}: '{key}' is {record[key]!r}, but {records[0][key]!r} in {_name(records[0])}.")
+        rates = [one["trainings"][0]["settings"]["initial_lr"] for one in (record, records[0])]
+        if rates[0] != rates[1]:
+            raise UserError(f"{name}: its learning rate is {rates[0]:g}, but {rates[1]:g} in {_name(records[0])}.")
         first = seen.setdefault(record["variant"], record)
         if trainings(record) != trainings(first):
             raise UserError(f"{name}: its trainings have other settings than in {_name(first)}.")

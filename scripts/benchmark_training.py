@@ -1,4 +1,4 @@
-"""One training of the accuracy benchmark, in a process of its own: nnU-Net's loop, seeded, of a given budget."""
+"""What the accuracy benchmark trains: a run is a chain of trainings, each nnU-Net's loop, seeded, of a given budget."""
 
 from __future__ import annotations
 
@@ -58,6 +58,43 @@ class Task:
         return (self.model_folder(output) / f"fold_{self.fold}" / DONE).is_file()
 
 
+@dataclass(frozen=True)
+class Run:
+    """One variant on one fold with one seed; `chain` are its trainings in order."""
+
+    variant: str
+    budget: int
+    chain: tuple[Task, ...]
+
+    def result(self, output: Path) -> Path:
+        """Return the run's one result file."""
+        last = self.chain[-1]
+        setting = f"{last.dataset}__{last.plans}__{last.configuration}__passes{self.budget}"
+        return output / "results" / f"{setting}__{self.variant}__fold{last.fold}__seed{last.seed}.json"
+
+
+def planned_steps(task: Task) -> tuple[int, float]:
+    """Return the steps of an epoch of the training, and the passes over a patch that a step costs on average."""
+    from nnunetv2_unimrseg.config import UniMRSegConfig
+    from nnunetv2_unimrseg.folders import inherited_value, nnunet_folder, read_json, read_plans
+    from nnunetv2_unimrseg.modalities import Modalities
+    from nnunetv2_unimrseg.views import passes_per_sample
+
+    dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
+    settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
+    passes = passes_per_sample(
+        replace(settings, num_epochs=task.epochs), len(Modalities.from_dataset_json(dataset_json))
+    )
+    passes_per_step = passes * inherited_value(read_plans(task.dataset, task.plans), task.configuration, "batch_size")
+    return max(1, round(task.passes / passes_per_step / task.epochs)), passes_per_step
+
+
+def planned_passes(task: Task) -> float:
+    """Return the passes that the training will take: `task.passes` but for whole steps in every epoch."""
+    steps, passes_per_step = planned_steps(task)
+    return task.epochs * steps * passes_per_step
+
+
 def train(task: Task, output: Path, device: str, threads: int) -> None:
     """Train one task; an interrupted one goes on from nnU-Net's last checkpoint.
 
@@ -101,25 +138,18 @@ def train(task: Task, output: Path, device: str, threads: int) -> None:
 def _trainer(task: Task, output: Path, device: Any) -> Any:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
-    from nnunetv2_unimrseg.folders import inherited_value, nnunet_folder, read_json, read_plans
-    from nnunetv2_unimrseg.modalities import Modalities
+    from nnunetv2_unimrseg.config import PLANS_KEY
+    from nnunetv2_unimrseg.folders import nnunet_folder, read_json, read_plans
     from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
     from nnunetv2_unimrseg.trained_model import findable_trainers
     from nnunetv2_unimrseg.trainers.base import SCRATCH
-    from nnunetv2_unimrseg.views import passes_per_sample
 
     plans = read_plans(task.dataset, task.plans)
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
-    settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
-    passes = passes_per_sample(
-        replace(settings, num_epochs=task.epochs), len(Modalities.from_dataset_json(dataset_json))
-    )
-    passes_per_step = passes * inherited_value(plans, task.configuration, "batch_size")
     own = {
         **task.settings[task.section],
         "num_epochs": task.epochs,
-        "num_iterations_per_epoch": max(1, round(task.passes / passes_per_step / task.epochs)),
+        "num_iterations_per_epoch": planned_steps(task)[0],
         "num_val_iterations_per_epoch": 2,
     }
     if task.previous is None and task.section in PREVIOUS_STAGE:

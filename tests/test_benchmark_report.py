@@ -314,6 +314,10 @@ def test_added_results_are_small_and_complete(repository, tmp_path):
     assert report.add(repository / report.ACCURACY, repository) == 1 and copy.read_text() == text
     with pytest.raises(UserError, match="no result files"):
         report.add(tmp_path / "empty", repository)
+    other = put(tmp_path / "other", [record("control", dataset="Dataset001_Other")])
+    with pytest.raises(UserError, match=r"Dataset001_Other are shown nowhere.*Put this line"):
+        report.add(other, repository)
+    assert list((repository / report.ACCURACY).glob("*.json")) == [copy]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +327,7 @@ def test_added_results_are_small_and_complete(repository, tmp_path):
         (record("stock", prediction="as nnU-Net"), "'prediction'"),
         (record("control"), "two results of the same run"),
         (record("control", seed=1, trainings=[{**record("control")["trainings"][0], "passes": 90}]), "other settings"),
+        (record("stock", trainings=[{"settings": {"initial_lr": 0.01}}]), "learning rate is 0.01, but 0.03 in control"),
     ],
 )
 def test_results_that_cannot_be_compared_are_refused(tmp_path, second, message):

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     dataset = find_dataset(args.dataset_name_or_id, "nnUNet_preprocessed")
     plans, config = read_configuration(dataset, args.p, args.configuration)
     data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
-    _check_preprocessed(dataset, data_identifier, args)
+    check_preprocessed(dataset, data_identifier, args.configuration, args.p)
     needed = needed_stages(config)
     folders = {
         stage: result_folder(dataset, TRAINER_OF_SECTION[stage], args.p, args.configuration) / f"fold_{args.fold}"
@@ -109,13 +109,18 @@ def needed_stages(config: UniMRSegConfig) -> tuple[str, ...]:
     return STAGES[max(starts, default=0) :]
 
 
-def _check_preprocessed(dataset: str, data_identifier: str, args: argparse.Namespace) -> None:
+def check_preprocessed(dataset: str, data_identifier: str, configuration: str, plans_identifier: str) -> None:
+    """Check that a dataset has preprocessed cases.
+
+    Raises:
+        UserError: when there is none in the folder `data_identifier`.
+    """
     folder = nnunet_folder("nnUNet_preprocessed") / dataset / data_identifier
     if not any(folder.glob("*.pkl")):
         raise UserError(
-            f"{dataset} is not preprocessed for {args.configuration} of {args.p}: there are no cases in {folder}. "
-            f"Run nnUNetv2_preprocess -d {args.dataset_name_or_id} -plans_name {args.p} -c {args.configuration}, or "
-            f"`unimrseg plan -d {args.dataset_name_or_id} -c {args.configuration}`."
+            f"{dataset} is not preprocessed for {configuration} of {plans_identifier}: there are no cases in {folder}. "
+            f"Run nnUNetv2_preprocess -d {dataset} -plans_name {plans_identifier} -c {configuration}, or "
+            f"`unimrseg plan -d {dataset} -c {configuration}`."
         )
 
 
