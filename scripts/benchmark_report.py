@@ -4,9 +4,9 @@
 
 Reads docs/benchmarks/accuracy/*.json (one run each, as `benchmark_accuracy.py` wrote it or compact) and
 docs/benchmarks/cost/*.json (of `benchmark_cost.py`). Text between `<!-- benchmark:NAME -->` and `<!-- /benchmark -->`
-is made anew; NAME is `cost`, or one of headline, main, subsets, ablations, settings and plots followed by a colon and
-the dataset. `--add` first copies result files of a benchmark, compact. `--check` writes nothing and fails where a text
-does not equal the results or a plot is not there.
+is made anew; NAME is `cost`, or one of headline, main, subsets, parts, ablations, settings and plots followed by a
+colon and the dataset. `--add` first copies result files of a benchmark, compact. `--check` writes nothing and fails
+where a text does not equal the results or a plot is not there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmark_tables import (
     cost_tables,
     headline,
     main_tables,
+    parts_table,
     settings_tables,
     short,
     stages,
@@ -86,8 +87,10 @@ def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
     own = [benchmark for benchmark in benchmarks if benchmark.dataset == dataset]
     if name == "cost":
         return cost_tables(repository / COST)
+    if kind == "parts":
+        return parts_table(own)
     if kind not in TABLES:
-        raise UserError(f"There is no block 'benchmark:{name}'; there are cost and {', '.join(TABLES)}.")
+        raise UserError(f"There is no block 'benchmark:{name}'; there are cost, parts and {', '.join(TABLES)}.")
     return "\n".join(filter(None, (TABLES[kind](benchmark) for benchmark in own))) or NO_RESULTS
 
 

@@ -24,7 +24,17 @@ from benchmark_statistics import (
     seconds,
     trainings,
 )
-from benchmark_variants import BUDGET_SETTINGS, CONTROL, EARLIER_DEFAULT, MAIN, STOCK, THREE_STAGES, VARIANTS
+from benchmark_variants import (
+    BUDGET_SETTINGS,
+    CONTROL,
+    EARLIER_DEFAULT,
+    MAIN,
+    PARTS,
+    STOCK,
+    THREE_STAGES,
+    VARIANTS,
+    without,
+)
 
 from nnunetv2_unimrseg.comparison.tables import PERCENT, points
 from nnunetv2_unimrseg.config import UniMRSegConfig
@@ -171,6 +181,23 @@ def ablation_table(benchmark: Benchmark) -> str:
         "the other's, incomplete", "difference, incomplete", "difference, complete",
     ]  # fmt: skip
     return caption(benchmark) + markdown(heads, rows, words=4) if rows else ""
+
+
+def parts_table(benchmarks: Sequence[Benchmark]) -> str:
+    """Return how much higher the Dice is with each part of the method than without it, in every setting."""
+    rows = []
+    for part in PARTS:
+        for variant in without(part):
+            for benchmark in benchmarks:
+                for baseline, variants in ablated(benchmark).items():
+                    if variant in variants:
+                        change = differences(benchmark, baseline, variant)
+                        setting = f"{markdown_escaped(benchmark.plans)}, {benchmark.budget} passes"
+                        cells = [with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE)]
+                        runs = str(len(benchmark.runs([variant, baseline])))
+                        rows.append([part, f"`{baseline}` - `{variant}`", setting, runs, *cells])
+    heads = ["part", "with it - without it", "setting", "runs", INCOMPLETE, COMPLETE]
+    return markdown(heads, rows, words=3) if rows else NO_RESULTS
 
 
 def settings_tables(benchmark: Benchmark) -> str:

@@ -217,3 +217,22 @@ EARLIER = {
 """What was measured with earlier defaults of stages 2 and 3."""
 
 VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3, **EARLIER}
+
+PARTS = {
+    "stage 1": "no_stage1",
+    "stages 1 and 2, instead of the control": "after_control",
+    "contrastive loss": "no_contrast",
+    "stage 3": "stages_1_2",
+    "adapters": "no_adapters",
+    "reverse attention": "no_reverse_attention",
+    "feature consistency": "no_feature_consistency",
+    "prediction consistency": "no_prediction_consistency",
+    "labels on incomplete views": "no_incomplete_labels",
+}
+"""Parts of the method, and the variants that do without them."""
+
+
+def without(part: str) -> list[str]:
+    """Return the variants without a part of the method, the default's and those of earlier defaults."""
+    name = PARTS[part]
+    return [name, *(one for prefix in ("everywhere", "earlier") if (one := f"{prefix}_{name}") in VARIANTS)]

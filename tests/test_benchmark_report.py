@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -13,73 +12,13 @@ import benchmark_statistics as statistics
 import benchmark_tables as tables
 import numpy as np
 import pytest
+from benchmark_records import DATASET, RUNS, by_patient, put, read_one, record, runs_of
 from benchmark_statistics import ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE
 from scipy import stats
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.modalities import Modalities, all_subsets
 
 ROOT = Path(__file__).parents[1]
-DATASET = "Dataset501_SoftTissueSarcoma"
-MODALITIES = ("A", "B", "C")
-SUBSETS = [Modalities(MODALITIES).describe(subset) for subset in all_subsets(3)]
-PATIENTS = {0: ("p0", "p1"), 1: ("p2", "p3")}
-RUNS = tuple(itertools.product((0, 1), (0, 1)))
-
-
-def record(variant, fold=0, seed=0, dice=None, labels=("tumour",), **changed):
-    """One result file; `dice(case, subset, label, seed)` from 0 to 1, None where there is no score."""
-    dice = dice or (lambda case, subset, label, seed: 0.5)
-    rows = [(case, subset, label) for case in PATIENTS[fold] for subset in SUBSETS for label in labels]
-    scores = [
-        {"case": case, "subset": subset, "label": label, "dice": value, "hd95_mm": 2.0}
-        for case, subset, label in rows
-        if (value := dice(case, subset, label, seed)) is not None
-    ]
-    training = {"section": "stage2", "settings": {"initial_lr": 0.03}, "passes": 80, "epochs": 4, "steps": 40}
-    return {
-        "variant": variant,
-        "about": f"{variant}: in words",
-        "dataset": DATASET,
-        "plans": "P",
-        "configuration": "3d_fullres",
-        "patch_size": [8, 8, 4],
-        "batch_size": 2,
-        "features_per_stage": [4, 8],
-        "fold": fold,
-        "seed": seed,
-        "budget": 80,
-        "trainings": [{**training, "seconds": 10.0, "epochs_of_these_seconds": 4}],
-        "prediction": "bfloat16",
-        "device": "1 thread(s) of a CPU",
-        "versions": {"torch": "2.9"},
-        "modalities": list(MODALITIES),
-        "subsets": [{"name": name, "available": name.split("+")} for name in SUBSETS],
-        "scores": scores,
-        **changed,
-    }
-
-
-def by_patient(values, **by_subset):
-    """Dice by patient; plus that of the subset, where named."""
-    return lambda case, subset, label, seed: values[int(case[1])] + by_subset.get(subset, 0.0)
-
-
-def runs_of(variant, dice, runs=RUNS, **changed):
-    return [record(variant, fold, seed, dice, **changed) for fold, seed in runs]
-
-
-def put(folder, records):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, one in enumerate(records):
-        name = f"{one['variant']}_{one['budget']}_{one['fold']}_{one['seed']}_{number}"
-        (folder / f"{name}.json").write_text(json.dumps(one))
-    return folder
-
-
-def read_one(folder, records):
-    (benchmark,) = statistics.read_results(put(folder, records))
-    return benchmark
 
 
 @pytest.fixture
@@ -292,6 +231,22 @@ def test_the_check_names_what_differs_and_writes_nothing(repository):
     assert failed.returncode == 1 and f"{page}: ablations:{DATASET}" in failed.stderr
     assert subprocess.run(command).returncode == 0
     assert subprocess.run([*command, "--check"]).returncode == 0
+
+
+def test_parts_are_shown_by_what_they_bring(tmp_path):
+    results = [
+        *runs_of("three_stages", by_patient((0.50, 0.60, 0.70, 0.80))),
+        *runs_of("no_contrast", by_patient((0.48, 0.60, 0.68, 0.80), **{"A+B+C": -0.02})),
+        *runs_of("stock", by_patient((0.40, 0.50, 0.60, 0.70))),
+    ]
+    longer = runs_of("three_stages", by_patient((0.5,) * 4), budget=160)
+    longer += runs_of("no_adapters", by_patient((0.6,) * 4), runs=RUNS[:1], budget=160)
+    text = report.block(f"parts:{DATASET}", statistics.read_results(put(tmp_path, results + longer)), tmp_path)
+    contrast, adapters = text.splitlines()[2:]
+    assert contrast.startswith("| contrastive loss | `three_stages` - `no_contrast` | P, 80 passes | 4 | +1.0 (")
+    assert "| +3.0 (" in contrast
+    assert adapters.startswith("| adapters | `three_stages` - `no_adapters` | P, 160 passes | 1 | -10.0")
+    assert report.block("parts:Dataset001_Other", [], tmp_path) == tables.NO_RESULTS
 
 
 def test_added_results_are_small_and_complete(repository, tmp_path):
