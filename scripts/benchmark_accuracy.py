@@ -240,6 +240,7 @@ def main() -> None:
         sys.exit("benchmark_accuracy.py: error: " + "; ".join(problems))
     from benchmark_input import find_planned_dataset, refuse_other_settings, uneven_budgets
 
+    from nnunetv2_unimrseg.cli.model_arguments import number_from_environment
     from nnunetv2_unimrseg.errors import UserError
 
     try:
@@ -255,7 +256,7 @@ def main() -> None:
         sys.exit(f"benchmark_accuracy.py: error: {error}")
     for remark in uneven_budgets(runs):
         print(remark)
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // args.jobs)
+    threads = max(1, number_from_environment("OMP_NUM_THREADS", os.cpu_count() or 1) // args.jobs)
     failed = work(list(jobs_of(runs, args.o, args.device, threads)), args.o, args.jobs)
     if failed:
         sys.exit(f"{len(failed)} of the trainings and evaluations failed or were left: {', '.join(failed)}")

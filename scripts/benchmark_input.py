@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmark_training import Run, planned_passes
 
@@ -56,11 +57,10 @@ def refuse_other_settings(runs: Iterable[Run], output: Path) -> None:
         plans = read_plans(last.dataset, last.plans)
         wanted = {key: inherited_value(plans, last.configuration, key) for key in ("patch_size", "batch_size")}
         found = {key: record[key] for key in wanted}
-        for task, training in zip(run.chain, record["trainings"], strict=True):
-            wanted |= {f"{task.section}.{name}": value for name, value in task.settings[task.section].items()}
-            wanted[f"{task.section}: epochs"] = task.epochs
-            found |= {f"{task.section}.{name}": value for name, value in training["settings"].items()}
-            found[f"{task.section}: epochs"] = training["epochs"]
+        for task in run.chain:
+            wanted |= _named(task.section, task.settings[task.section], task.epochs)
+        for training in record["trainings"]:
+            found |= _named(training["section"], training["settings"], training["epochs"])
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise UserError(
@@ -69,14 +69,18 @@ def refuse_other_settings(runs: Iterable[Run], output: Path) -> None:
                 )
 
 
+def _named(section: str, settings: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    return {**{f"{section}.{name}": value for name, value in settings.items()}, f"{section}: epochs": epochs}
+
+
 def uneven_budgets(runs: Iterable[Run]) -> list[str]:
     """Return a remark for each variant whose whole steps cannot be had for the budget."""
-    remarks = {}
-    for run in runs:
+    remarks = []
+    for run in {run.variant: run for run in runs}.values():  # folds and seeds take the same
         passes = sum(map(planned_passes, run.chain))
-        if run.variant not in remarks and abs(passes / run.budget - 1) > UNEVEN:
-            remarks[run.variant] = (
+        if abs(passes / run.budget - 1) > UNEVEN:
+            remarks.append(
                 f"{run.variant} takes {passes:g} passes instead of {run.budget}, because every epoch has the same "
                 "number of whole steps: comparing it is not fair. Give more --passes or fewer --epochs."
             )
-    return list(remarks.values())
+    return remarks

@@ -185,17 +185,21 @@ def ablation_table(benchmark: Benchmark) -> str:
 
 def parts_table(benchmarks: Sequence[Benchmark]) -> str:
     """Return how much higher the Dice is with each part of the method than without it, in every setting."""
+    compared = [
+        (benchmark, baseline, variant)
+        for benchmark in benchmarks
+        for baseline, variants in ablated(benchmark).items()
+        for variant in variants
+    ]
     rows = []
     for part in PARTS:
-        for variant in without(part):
-            for benchmark in benchmarks:
-                for baseline, variants in ablated(benchmark).items():
-                    if variant in variants:
-                        change = differences(benchmark, baseline, variant)
-                        setting = f"{markdown_escaped(benchmark.plans)}, {benchmark.budget} passes"
-                        cells = [with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE)]
-                        runs = str(len(benchmark.runs([variant, baseline])))
-                        rows.append([part, f"`{baseline}` - `{variant}`", setting, runs, *cells])
+        for benchmark, baseline, variant in compared:
+            if variant in without(part):
+                change = differences(benchmark, baseline, variant)
+                setting = f"{markdown_escaped(benchmark.plans)}, {benchmark.budget} passes"
+                cells = [with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE)]
+                runs = str(len(benchmark.runs([variant, baseline])))
+                rows.append([part, f"`{baseline}` - `{variant}`", setting, runs, *cells])
     heads = ["part", "with it - without it", "setting", "runs", INCOMPLETE, COMPLETE]
     return markdown(heads, rows, words=3) if rows else NO_RESULTS
 

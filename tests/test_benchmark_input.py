@@ -105,6 +105,13 @@ def test_results_of_other_settings_are_not_taken_for_those_asked_for(dataset, tm
         refuse_other_settings([run(**now)], tmp_path)
 
 
+def test_a_result_with_other_trainings_is_refused_too(dataset, tmp_path):
+    own = run()
+    result_of(own, tmp_path, trainings=[])
+    with pytest.raises(UserError, match=r"was None, and is"):
+        refuse_other_settings([own], tmp_path)
+
+
 def test_budgets_that_whole_steps_miss_are_told(dataset):
     (remark,) = uneven_budgets([run("three_stages", passes=60, epochs=40), run("control", passes=80)])
     one_step_an_epoch = 2 * 2 + 31 * 2 * (1 + 1 / 16) + 8 * 2 * 2

@@ -68,13 +68,13 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, unit: str) -> None
     add(
         "-npp",
         type=int,
-        default=_from_environment("nnUNet_npp", 3),
+        default=number_from_environment("nnUNet_npp", 3),
         help=f"{unit} for preprocessing (default: %(default)s); 0, with -nps 0, uses no other {unit}",
     )
     add(
         "-nps",
         type=int,
-        default=_from_environment("nnUNet_nps", 3),
+        default=number_from_environment("nnUNet_nps", 3),
         help=f"{unit} for export (default: %(default)s)",
     )
     add("-num_parts", type=int, default=1, help="split the cases among so many calls (default: %(default)s)")
@@ -84,8 +84,8 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, unit: str) -> None
     add("--not_on_device", action="store_true", help="keep results in CPU memory, for cases too large for the GPU's")
 
 
-def _from_environment(variable: str, default: int) -> int:
-    """Read a number of processes as nnU-Net does: what is no number is ignored."""
+def number_from_environment(variable: str, default: int) -> int:
+    """Read a number (of processes, of threads) as nnU-Net does: what is no number is ignored."""
     try:
         return int(os.environ.get(variable) or default)
     except ValueError:
