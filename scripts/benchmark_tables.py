@@ -214,7 +214,7 @@ def settings_tables(benchmark: Benchmark) -> str:
         "batch": str(first["batch_size"]),
         "features by stage": ", ".join(map(str, first["features_per_stage"])),
         "budget of a run": f"{benchmark.budget} passes forward and backward of the network over a patch",
-        "arithmetic of predictions": first["prediction"],
+        "arithmetic of predictions": _different(record["prediction"] for record in benchmark.records),
         "device": _different(record["device"] for record in benchmark.records),
         "versions": _different(
             ", ".join(f"{name} {version}" for name, version in record["versions"].items())

@@ -116,6 +116,15 @@ STAGE_2 = {
     "no_memory": three_stages("no memory of negatives", stage2={"negatives_memory": 0}),
 }
 
+HAND_OVER = {
+    "continuous_lr": three_stages("stage 2's learning rate ends where stage 3's begins", stage2={"final_lr": 2.5e-3}),
+    "short_stage3": Variant(
+        "stage 3 with a twentieth of the budget",
+        {"stage1": SHARES["stage1"], "stage2": 0.95 - SHARES["stage1"], "stage3": 0.05},
+    ),
+}
+"""How stage 2 passes the budget and the learning rate on to stage 3."""
+
 STAGE_3 = {
     "no_adapters": three_stages("no adapters: the decoder alone learns", stage3={"adapters": False}),
     "adapters_any": three_stages(
@@ -216,7 +225,7 @@ EARLIER = {
 }
 """What was measured with earlier defaults of stages 2 and 3."""
 
-VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **STAGE_3, **EARLIER}
+VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **HAND_OVER, **STAGE_3, **EARLIER}
 
 PARTS = {
     "stage 1": "no_stage1",
