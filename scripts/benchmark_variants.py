@@ -118,9 +118,10 @@ STAGE_2 = {
 
 HAND_OVER = {
     "continuous_lr": three_stages("stage 2's learning rate ends where stage 3's begins", stage2={"final_lr": 2.5e-3}),
-    "short_stage3": Variant(
-        "stage 3 with a twentieth of the budget",
-        {"stage1": SHARES["stage1"], "stage2": 0.95 - SHARES["stage1"], "stage3": 0.05},
+    "continuous_short": Variant(
+        "stage 2's learning rate ends where stage 3's begins, and stage 3 has a tenth of the budget",
+        {"stage1": SHARES["stage1"], "stage2": 0.9 - SHARES["stage1"], "stage3": 0.1},
+        {"stage2": {"final_lr": 1.25e-3}, "stage3": {"initial_lr": 1.25e-3}},
     ),
 }
 """How stage 2 passes the budget and the learning rate on to stage 3."""
