@@ -47,7 +47,10 @@ class TrainingConfig:
     num_val_iterations_per_epoch: int = option(50, "Validation batches an epoch; nnU-Net's default.", low=1)
     initial_lr: float = option(1e-2, "Learning rate at epoch 0 (SGD, polynomial decay); nnU-Net's default.", low=0.0)
     final_lr: float = option(
-        0.0, "Learning rate that the polynomial decay would reach after the last epoch; nnU-Net's is 0.", low=0.0
+        0.0,
+        "Learning rate that the polynomial decay would reach after the last epoch; nnU-Net's is 0. In stage 2, the "
+        "rate that stage 3 starts with makes one decay of both (docs/benchmarks.md, phantom).",
+        low=0.0,
     )
     weight_decay: float = option(3e-5, "L2 penalty of SGD; nnU-Net's default.", low=0.0)
     oversample_foreground_percent: float = option(
@@ -131,7 +134,8 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
         "'complete_and_incomplete': the complete set and a random incomplete one (the paper's): -1.2 Dice points "
         "(-3.0 to 1.0) on incomplete input, -1.6 (-3.2 to 0.6) on complete, no difference shown "
         "(docs/benchmarks.md, sarcoma, 10 000 passes, 2 folds); but +3.0 (1.3 to 4.7) and +3.6 (2.6 to 4.8) on the "
-        "phantom, which has four modalities (4000 passes, 3 folds).",
+        "phantom, which has four modalities (4000 passes, 3 folds; with 16 000, 2 folds, -0.2, -0.6 to 0.2, and +1.1, "
+        "0.7 to 1.5).",
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(
@@ -213,8 +217,8 @@ class Stage3Config(TrainingConfig):
     )
     feature_weight: float = option(
         1.0,
-        "Weight of the L1 distance of encoder features to the teacher's (the paper's). No difference is shown "
-        "without it (-0.1, -0.3 to 0.2, on incomplete input).",
+        "Weight of the L1 distance of encoder features to the teacher's (the paper's). Without it, incomplete input is "
+        "0.8 points lower (0.0 to 1.6; 10 000 passes; with 4000 no difference is shown, 0.1, -0.2 to 0.3).",
         low=0.0,
     )
     prediction_weight: float = option(
@@ -226,7 +230,8 @@ class Stage3Config(TrainingConfig):
     incomplete_label_weight: float = option(
         1.0,
         "Weight of nnU-Net's segmentation loss on the incomplete views; 0 leaves labels to the complete view alone "
-        "(the paper's): -0.6 points (-1.5 to 0.3) on incomplete input, no difference shown.",
+        "(the paper's): -0.6 points (-1.5 to 0.3) on incomplete input, with 10 000 passes -0.2 (-0.8 to 0.3), no "
+        "difference shown.",
         low=0.0,
     )
     adapters: bool = option(

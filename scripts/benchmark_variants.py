@@ -230,6 +230,8 @@ VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **HAND_OVER, **STAGE_3, **EARLIER}
 
 PARTS = {
     "stage 1": "no_stage1",
+    "modality shuffle": "no_shuffle",
+    "block masking": "no_masking",
     "stages 1 and 2, instead of the control": "after_control",
     "contrastive loss": "no_contrast",
     "stage 3": "stages_1_2",
