@@ -98,12 +98,17 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     shuffle_probability: float = option(
         0.5,
         "Probability, per sample, that the modalities change places among the channels. Half the samples keep the "
-        "order that stages 2 and 3 have.",
+        "order that stages 2 and 3 have. Without it no difference is shown: 0.0 points (-1.3 to 1.2) on incomplete "
+        "input (docs/benchmarks.md, sarcoma, 2500 passes, 5 folds, 1 seed, as the figure below).",
         low=0.0,
         high=1.0,
     )
     mask_probability: float = option(
-        1.0, "Probability, per sample, that blocks of the input are masked.", low=0.0, high=1.0
+        1.0,
+        "Probability, per sample, that blocks of the input are masked. Without it no difference is shown: +0.3 points "
+        "(-1.2 to 1.8) on incomplete input.",
+        low=0.0,
+        high=1.0,
     )
     mask_ratio: float = option(
         0.25, "Share of the blocks of each available channel that is masked, drawn per channel.", low=0.0, high=0.95
