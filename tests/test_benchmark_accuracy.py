@@ -11,7 +11,18 @@ from pathlib import Path
 import benchmark_accuracy as benchmark
 import pytest
 import torch
-from benchmark_variants import CONTROL, SHARES, STAGE_1, STAGE_2, STAGE_3, STOCK, THREE_STAGES, VARIANTS, Variant
+from benchmark_variants import (
+    CONTROL,
+    HAND_OVER,
+    SHARES,
+    STAGE_1,
+    STAGE_2,
+    STAGE_3,
+    STOCK,
+    THREE_STAGES,
+    VARIANTS,
+    Variant,
+)
 
 from nnunetv2_unimrseg.augmentation import draw_subsets
 from nnunetv2_unimrseg.config import UniMRSegConfig
@@ -63,6 +74,13 @@ def test_ablations_of_stage_3_share_the_stages_before_it():
     assert {chain(name)[0].name == first.name for name in STAGE_2} == {True}
     assert {chain(name)[1].name == second.name for name in STAGE_2} == {False}
     assert {chain(name)[0].name == first.name for name in STAGE_1} == {False}
+
+
+@pytest.mark.parametrize("name", HAND_OVER)
+def test_one_decay_of_the_learning_rate_goes_over_stages_2_and_3(name):
+    first, second, third = chain(name)
+    assert first.name == chain(THREE_STAGES)[0].name
+    assert second.settings["stage2"]["final_lr"] == third.settings["stage3"]["initial_lr"] > 0
 
 
 @pytest.mark.parametrize("changed", [{"fold": 1}, {"seed": 1}, {"passes": 2000}, {"epochs": 20}, {"initial_lr": 0.03}])
