@@ -47,10 +47,7 @@ class TrainingConfig:
     num_val_iterations_per_epoch: int = option(50, "Validation batches an epoch; nnU-Net's default.", low=1)
     initial_lr: float = option(1e-2, "Learning rate at epoch 0 (SGD, polynomial decay); nnU-Net's default.", low=0.0)
     final_lr: float = option(
-        0.0,
-        "Learning rate that the polynomial decay would reach after the last epoch; nnU-Net's is 0. In stage 2, the "
-        "rate that stage 3 starts with makes one decay of both (docs/benchmarks.md, phantom).",
-        low=0.0,
+        0.0, "Learning rate that the polynomial decay would reach after the last epoch; nnU-Net's is 0.", low=0.0
     )
     weight_decay: float = option(3e-5, "L2 penalty of SGD; nnU-Net's default.", low=0.0)
     oversample_foreground_percent: float = option(
@@ -126,9 +123,15 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        736,
-        "Epochs. 1 + 1 / pairs_every views a step: 78.2 % of stock nnU-Net's forward-backward passes.",
+        830,
+        "Epochs. 1 + 1 / pairs_every views a step: 88.2 % of stock nnU-Net's forward-backward passes.",
         low=1,
+    )
+    final_lr: float = option(
+        1.25e-3,
+        "Learning rate that the polynomial decay would reach after the last epoch: stage 3's at its start, so that one "
+        "decay goes over both. 0 where training is to end with stage 2.",
+        low=0.0,
     )
     dropout_probability: float = option(
         0.2, "Probability that a modality is dropped, for subset_sampling 'per_modality'.", low=0.0, high=0.95
@@ -197,15 +200,13 @@ class Stage3Config(TrainingConfig):
     """
 
     num_epochs: int = option(
-        100,
-        "Epochs. 1 + subsets_per_step / pairs_every views a step: a fifth of stock nnU-Net's forward-backward passes.",
+        50,
+        "Epochs. 1 + subsets_per_step / pairs_every views a step: a tenth of stock nnU-Net's forward-backward passes.",
         low=1,
     )
     initial_lr: float = option(
-        2.5e-3,
-        "Learning rate at epoch 0: a quarter of nnU-Net's, since the decoder is already trained. With a quarter of it "
-        "and with four times as much no difference is shown (-0.2 and -0.4 points on incomplete input; "
-        "docs/benchmarks.md, sarcoma, 10 000 passes, 5 folds, 1 seed).",
+        1.25e-3,
+        "Learning rate at epoch 0: an eighth of nnU-Net's, which stage 2 ends with.",
         low=0.0,
     )
     subsets_per_step: int | str = option(

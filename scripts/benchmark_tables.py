@@ -27,7 +27,7 @@ from benchmark_statistics import (
 from benchmark_variants import (
     BUDGET_SETTINGS,
     CONTROL,
-    EARLIER_DEFAULT,
+    EARLIER_DEFAULTS,
     MAIN,
     PARTS,
     STOCK,
@@ -89,8 +89,8 @@ def present(benchmark: Benchmark, variants: Iterable[str]) -> list[str]:
 
 
 def stages(benchmark: Benchmark) -> str:
-    """Return the three stages of these results: the default, or the earlier one where the default was not trained."""
-    return THREE_STAGES if THREE_STAGES in benchmark.variants else EARLIER_DEFAULT
+    """Return the three stages of these results: the default, or the latest of the earlier ones that was trained."""
+    return next(iter(present(benchmark, (THREE_STAGES, *EARLIER_DEFAULTS))), THREE_STAGES)
 
 
 def trio(benchmark: Benchmark) -> list[str]:
@@ -261,11 +261,11 @@ def _different(values: Iterable[str]) -> str:
 def headline(benchmark: Benchmark) -> str:
     """Return the small table of the README and what it shows, in a sentence."""
     variants = trio(benchmark)
-    if EARLIER_DEFAULT in variants or not variants:
+    if not variants or stages(benchmark) != THREE_STAGES:
         return ""
     runs = benchmark.runs(variants)
     rows = []
-    for variant in present(benchmark, MAIN):
+    for variant in present(benchmark, [name for name in MAIN if name not in EARLIER_DEFAULTS]):
         if len(benchmark.runs([*variants, variant])) < len(runs):
             continue
         means = figures(benchmark, variant, runs).means

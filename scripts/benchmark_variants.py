@@ -8,7 +8,7 @@ configure`); what is not set is the package's default.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 Settings = Mapping[str, Any]
@@ -16,8 +16,9 @@ Settings = Mapping[str, Any]
 STOCK = "stock"
 CONTROL = "control"
 THREE_STAGES = "three_stages"
-EARLIER_DEFAULT = "earlier_default"
+ANNEALED = "annealed_stage2"
 EVERYWHERE = "adapters_everywhere"
+EARLIER_DEFAULT = "earlier_default"
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,44 @@ class Variant:
 BUDGET_SETTINGS = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every", "start_from")
 """Settings that the benchmark decides itself."""
 
-SHARES = {"stage1": 0.018, "stage2": 0.782, "stage3": 0.2}
+SHARES = {"stage1": 0.018, "stage2": 0.882, "stage3": 0.1}
 """Shares of the three stages; those of the default epochs of `config.py` (a test compares them)."""
-
-
-def three_stages(about: str, **settings: Settings) -> Variant:
-    """Return all three stages with some settings changed."""
-    return Variant(about, SHARES, settings)
-
+LONG_STAGE_3 = {"stage1": 0.018, "stage2": 0.782, "stage3": 0.2}
+"""Those of earlier defaults."""
 
 NO_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.0}
 RARE_DROPOUT = {"subset_sampling": "per_modality", "dropout_probability": 0.2}
 PAPERS_PAIR = {"views": "complete_and_incomplete"}
-RARE_PAIR = {**PAPERS_PAIR, **RARE_DROPOUT}
-"""Stage 2's defaults before the present ones."""
-FIRST_PAIR = {**PAPERS_PAIR, "dropout_probability": 0.5, "pairs_every": 4}
-"""And before those."""
-EVERY_STAGE = {"adapter_first_stage": 0}
-"""Stage 3's default before the present one."""
 
-EARLIER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
-    EARLIER_DEFAULT: {"stage2": RARE_PAIR, "stage3": EVERY_STAGE},
-    EVERYWHERE: {"stage3": EVERY_STAGE},
+ANNEALED_2 = {"final_lr": 0.0}
+FASTER_3 = {"initial_lr": 2.5e-3}
+"""Learning rates of stages 2 and 3 of earlier defaults."""
+EVERY_STAGE = {**FASTER_3, "adapter_first_stage": 0}
+RARE_PAIR = {**PAPERS_PAIR, **RARE_DROPOUT, **ANNEALED_2}
+FIRST_PAIR = {**PAPERS_PAIR, **ANNEALED_2, "dropout_probability": 0.5, "pairs_every": 4}
+"""What stage 3 was before, and stage 2 before that, and what it was first."""
+
+EARLIER_DEFAULTS = {
+    ANNEALED: Variant(
+        "all three stages, stage 2 annealed: its learning rate ends at 0, and stage 3 has a fifth of the budget and "
+        "starts with twice the rate",
+        LONG_STAGE_3,
+        {"stage2": ANNEALED_2, "stage3": FASTER_3},
+    ),
+    EVERYWHERE: Variant(
+        "all three stages, adapters everywhere: at full resolution too (the paper's)",
+        LONG_STAGE_3,
+        {"stage2": ANNEALED_2, "stage3": EVERY_STAGE},
+        ANNEALED,
+    ),
+    EARLIER_DEFAULT: Variant(
+        "all three stages, earlier default: each sample complete or with each modality dropped with probability 0.2",
+        LONG_STAGE_3,
+        {"stage2": RARE_PAIR, "stage3": EVERY_STAGE},
+        ANNEALED,
+    ),
 }
-"""Settings of earlier defaults, by the variants that have them and nothing else."""
+"""What all three stages have been before the present default, the latest first."""
 
 MAIN = {
     STOCK: Variant(
@@ -77,22 +92,42 @@ MAIN = {
         {"modality_dropout": 1.0},
         {"modality_dropout": RARE_DROPOUT},
     ),
-    "stage2": Variant("stage 2 alone, from scratch", {"stage2": 1.0}),
-    "stages_1_2": Variant("stages 1 and 2", {"stage1": SHARES["stage1"], "stage2": 1 - SHARES["stage1"]}),
-    THREE_STAGES: three_stages("all three stages"),
-    EARLIER_DEFAULT: three_stages(
-        "all three stages, earlier default: each sample complete or with each modality dropped with probability 0.2",
-        **EARLIER_SETTINGS[EARLIER_DEFAULT],
+    "stage2": Variant("stage 2 alone, from scratch", {"stage2": 1.0}, {"stage2": ANNEALED_2}),
+    "stages_1_2": Variant(
+        "stages 1 and 2",
+        {"stage1": SHARES["stage1"], "stage2": 1 - SHARES["stage1"]},
+        {"stage2": ANNEALED_2},
     ),
+    THREE_STAGES: Variant("all three stages", SHARES),
+    ANNEALED: EARLIER_DEFAULTS[ANNEALED],
+    EARLIER_DEFAULT: EARLIER_DEFAULTS[EARLIER_DEFAULT],
 }
 
+
+def three_stages(about: str, **settings: Settings) -> Variant:
+    """Return all three stages with some settings changed."""
+    return Variant(about, SHARES, settings)
+
+
+def no_stage1(stage3: float) -> Variant:
+    """Return stages 2 and 3 alone, where stage 3 has this share."""
+    return Variant("no stage 1: its share goes to stage 2", {"stage2": 1 - stage3, "stage3": stage3})
+
+
+def long_stage1(stage3: float) -> Variant:
+    """Return a longer stage 1, where stage 3 has this share."""
+    shares = {"stage1": 0.05, "stage2": 0.95 - stage3, "stage3": stage3}
+    return Variant("stage 1 with a twentieth of the budget", shares)
+
+
 STAGE_1 = {
-    "after_control": Variant("stage 3 after the control", {"modality_dropout": 0.8, "stage3": SHARES["stage3"]}),
-    "no_stage1": Variant(
-        "no stage 1: its share goes to stage 2",
-        {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
+    "after_control": Variant(
+        "stage 3 after the control",
+        {"modality_dropout": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
+        {"modality_dropout": {"final_lr": 1.25e-3}},
     ),
-    "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2}),
+    "no_stage1": no_stage1(SHARES["stage3"]),
+    "long_stage1": long_stage1(SHARES["stage3"]),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
     "mask_block_4": three_stages("masked blocks of 4 voxels", stage1={"mask_block_size": 4}),
@@ -117,11 +152,10 @@ STAGE_2 = {
 }
 
 HAND_OVER = {
-    "continuous_lr": three_stages("stage 2's learning rate ends where stage 3's begins", stage2={"final_lr": 2.5e-3}),
-    "continuous_short": Variant(
-        "stage 2's learning rate ends where stage 3's begins, and stage 3 has a tenth of the budget",
-        {"stage1": SHARES["stage1"], "stage2": 0.9 - SHARES["stage1"], "stage3": 0.1},
-        {"stage2": {"final_lr": 1.25e-3}, "stage3": {"initial_lr": 1.25e-3}},
+    "long_stage3": Variant(
+        "stage 3 has a fifth of the budget and starts with twice the rate, which stage 2 ends with",
+        LONG_STAGE_3,
+        {"stage2": {"final_lr": FASTER_3["initial_lr"]}, "stage3": FASTER_3},
     ),
 }
 """How stage 2 passes the budget and the learning rate on to stage 3."""
@@ -131,12 +165,10 @@ STAGE_3 = {
     "adapters_any": three_stages(
         "adapters know only that something is missing (the paper's)", stage3={"adapters_know_modalities": False}
     ),
-    EVERYWHERE: three_stages(
-        "all three stages, adapters everywhere: at full resolution too (the paper's)", **EARLIER_SETTINGS[EVERYWHERE]
+    "adapter_at_full_resolution": three_stages(
+        "an adapter after every encoder stage (the paper's)", stage3={"adapter_first_stage": 0}
     ),
     "adapter_lr_10": three_stages("adapters learn ten times as fast", stage3={"adapter_lr_factor": 10.0}),
-    "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
-    "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
     "rare_comparison": three_stages("views compared in every fourth step of stage 3", stage3={"pairs_every": 4}),
     "no_reverse_attention": three_stages("adapters without reverse attention", stage3={"reverse_attention": False}),
     "no_feature_consistency": three_stages("no feature consistency", stage3={"feature_weight": 0.0}),
@@ -156,43 +188,64 @@ STAGE_3 = {
 }
 
 
+OF_EARLIER = {
+    "no_stage1": no_stage1(LONG_STAGE_3["stage3"]),
+    "long_stage1": long_stage1(LONG_STAGE_3["stage3"]),
+    "after_control": Variant("stage 3 after the control", {"modality_dropout": 0.8, "stage3": 0.2}),
+    "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
+    "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
+}
+"""Changes that were others, or none, with the shares and the learning rates of earlier defaults."""
+
+
 def changed_from(baseline: str, variant: Variant) -> Variant:
     """Return the same change of an earlier default."""
-    earlier = {
-        section: {**settings, **variant.settings.get(section, {})}
-        for section, settings in EARLIER_SETTINGS[baseline].items()
-        if section in variant.shares
+    earlier = EARLIER_DEFAULTS[baseline]
+    shares = earlier.shares if variant.shares == SHARES else variant.shares
+    settings = {
+        section: {**earlier.settings.get(section, {}), **variant.settings.get(section, {})} for section in shares
     }
-    return replace(variant, settings={**variant.settings, **earlier}, baseline=baseline)
+    return Variant(variant.about, shares, settings, baseline)
 
 
 MEASURED_EARLIER = {
-    EARLIER_DEFAULT: (
-        "no_stage1", "long_stage1", "encoder_only", "no_adapters", "adapters_any", "slow_stage3", "rare_comparison",
-        "no_feature_consistency", "no_prediction_consistency", "no_incomplete_labels", "subsets_all",
+    ANNEALED: (
+        "no_shuffle", "no_masking", "papers_pair", "no_contrast", "no_adapters", "no_reverse_attention",
+        "no_feature_consistency", "no_incomplete_labels",
     ),
     EVERYWHERE: (
         "after_control", "papers_pair", "adapters_any", "slow_stage3", "fast_stage3", "no_prediction_consistency",
         "prediction_3",
     ),
+    EARLIER_DEFAULT: (
+        "no_stage1", "long_stage1", "encoder_only", "no_adapters", "adapters_any", "slow_stage3", "rare_comparison",
+        "no_feature_consistency", "no_prediction_consistency", "no_incomplete_labels", "subsets_all",
+    ),
 }  # fmt: skip
 """Variants that were measured as changes of an earlier default."""
 
+PREFIXES = {ANNEALED: "annealed", EVERYWHERE: "everywhere", EARLIER_DEFAULT: "earlier"}
+"""Of the names of such changes."""
 
-def measured_earlier(baseline: str, prefix: str) -> dict[str, Variant]:
-    """Return those of one earlier default, with a prefix to their names."""
-    present = {**STAGE_1, **STAGE_2, **STAGE_3}
-    return {f"{prefix}_{name}": changed_from(baseline, present[name]) for name in MEASURED_EARLIER[baseline]}
+
+def measured_earlier() -> dict[str, Variant]:
+    """Return the changes of earlier defaults, with their prefixes."""
+    changes = {**STAGE_1, **STAGE_2, **STAGE_3, **OF_EARLIER}
+    return {
+        f"{PREFIXES[baseline]}_{name}": changed_from(baseline, changes[name])
+        for baseline, names in MEASURED_EARLIER.items()
+        for name in names
+    }
 
 
 EARLIER = {
-    **measured_earlier(EARLIER_DEFAULT, "earlier"),
-    **measured_earlier(EVERYWHERE, "everywhere"),
+    EVERYWHERE: EARLIER_DEFAULTS[EVERYWHERE],
+    **measured_earlier(),
     "after_control_20": changed_from(
         EARLIER_DEFAULT,
         Variant(
             "stage 3 after the control that drops each modality with probability 0.2",
-            {"modality_dropout": 0.8, "stage3": SHARES["stage3"]},
+            {"modality_dropout": 0.8, "stage3": 0.2},
             {"modality_dropout": RARE_DROPOUT},
         ),
     ),
@@ -201,8 +254,8 @@ EARLIER = {
     ),
     "no_stage1_papers_pair": Variant(
         "no stage 1, and all incomplete subsets alike in stage 2",
-        {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
-        {"stage2": PAPERS_PAIR, "stage3": EVERY_STAGE},
+        {"stage2": 0.8, "stage3": 0.2},
+        {"stage2": {**PAPERS_PAIR, **ANNEALED_2}, "stage3": EVERY_STAGE},
         EARLIER_DEFAULT,
     ),
     "after_stock": Variant(
@@ -224,9 +277,9 @@ EARLIER = {
         EARLIER_DEFAULT,
     ),
 }
-"""What was measured with earlier defaults of stages 2 and 3."""
+"""What was measured with earlier defaults."""
 
-VARIANTS = {**MAIN, **STAGE_1, **STAGE_2, **HAND_OVER, **STAGE_3, **EARLIER}
+VARIANTS = {**MAIN, **HAND_OVER, **STAGE_1, **STAGE_2, **STAGE_3, **EARLIER}
 
 PARTS = {
     "stage 1": "no_stage1",
@@ -247,4 +300,4 @@ PARTS = {
 def without(part: str) -> list[str]:
     """Return the variants without a part of the method, the default's and those of earlier defaults."""
     name = PARTS[part]
-    return [name, *(one for prefix in ("everywhere", "earlier") if (one := f"{prefix}_{name}") in VARIANTS)]
+    return [name, *(one for prefix in PREFIXES.values() if (one := f"{prefix}_{name}") in VARIANTS)]

@@ -41,12 +41,12 @@ export PATH="$venv/bin:$PATH"
 if [ -n "$raw_dataset" ]; then
     name="$(basename "$raw_dataset")"
     number="$((10#${name:7:3}))"
-    epochs=(2 30 5)
+    epochs=(2 32 4)
     memory=0.4
 else
     name=Dataset900_UniMRSegPhantom
     number=900
-    epochs=(2 18 4)
+    epochs=(2 20 3)
     memory=0.2
 fi
 steps=50
@@ -80,7 +80,7 @@ if [ ! -f "$planned" ]; then
 fi
 
 # nnU-Net's learning rate is for 250 000 steps; in a few hundred, a higher one finds the tumour at all
-settings=(stage2.initial_lr=0.03 stage3.initial_lr=0.0075)
+settings=(stage2.initial_lr=0.03 stage2.final_lr=0.00375 stage3.initial_lr=0.00375)
 for stage in 1 2 3; do
     settings+=("stage$stage.num_epochs=${epochs[stage - 1]}" "stage$stage.num_iterations_per_epoch=$steps"
         "stage$stage.num_val_iterations_per_epoch=5")
