@@ -5,6 +5,8 @@ The values live in the plans file under the key `unimrseg` of a configuration, f
     {"configurations": {"3d_fullres": {..., "unimrseg": {"stage1": {"num_epochs": 50}}}}}
 
 Absent means default, so plans made by stock nnU-Net work as they are. `unimrseg configure` shows and sets them.
+What a setting brings was measured with earlier defaults of the learning rates of stages 2 and 3 and of their shares of
+the budget (`annealed_stage2` in docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -123,9 +125,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        830,
-        "Epochs. 1 + 1 / pairs_every views a step: 88.2 % of stock nnU-Net's forward-backward passes.",
-        low=1,
+        830, "Epochs. 1 + 1 / pairs_every views a step: 88.2 % of stock nnU-Net's forward-backward passes.", low=1
     )
     final_lr: float = option(
         1.25e-3,
@@ -195,8 +195,8 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
 class Stage3Config(TrainingConfig):
     """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3).
 
-    The figures of `subsets_per_step`, `pairs_every`, `initial_lr`, `prediction_weight` and `adapters_know_modalities`
-    were measured with an adapter after every encoder stage.
+    The figures of `subsets_per_step`, `pairs_every`, `prediction_weight` and `adapters_know_modalities` were measured
+    with an adapter after every encoder stage.
     """
 
     num_epochs: int = option(
@@ -205,9 +205,7 @@ class Stage3Config(TrainingConfig):
         low=1,
     )
     initial_lr: float = option(
-        1.25e-3,
-        "Learning rate at epoch 0: an eighth of nnU-Net's, which stage 2 ends with.",
-        low=0.0,
+        1.25e-3, "Learning rate at epoch 0: an eighth of nnU-Net's, which stage 2 ends with.", low=0.0
     )
     subsets_per_step: int | str = option(
         1,
@@ -246,8 +244,8 @@ class Stage3Config(TrainingConfig):
     adapters: bool = option(
         True,
         "Whether there are adapters. Without them the decoder alone learns, and incomplete input is 2.8 points lower "
-        "(1.6 to 4.3), complete input 2.0 (0.7 to 4.0), where stage 2 seldom dropped a modality; after the present "
-        "stage 2 no difference is shown (without them 0.0, -0.5 to 0.6, on incomplete input; 10 000 passes, 2 seeds).",
+        "(1.6 to 4.3), complete input 2.0 (0.7 to 4.0), where stage 2 seldom dropped a modality; where it draws "
+        "all subsets alike no difference is shown (0.0, -0.5 to 0.6, on incomplete input; 10 000 passes, 2 seeds).",
         choices=(False, True),
     )
     adapter_lr_factor: float = option(

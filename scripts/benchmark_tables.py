@@ -131,7 +131,8 @@ def main_tables(benchmark: Benchmark) -> str:
         rows.append([short(benchmark, variant), runs_of(own), str(own.patients), *means, spread, worst])
     heads = ["Dice (%)", "runs (folds x seeds)", "patients", *SHOWN_GROUPS, "sd over subsets", "worst subset"]
     text = caption(benchmark) + markdown(heads, rows)
-    pairs = [(variant, CONTROL) for variant in variants if variant != CONTROL] + [(stages(benchmark), STOCK)]
+    pairs = [(variant, CONTROL) for variant in variants if variant != CONTROL]
+    pairs += [(variant, STOCK) for variant in variants if variant in (THREE_STAGES, *EARLIER_DEFAULTS)]
     rows = []
     for variant, baseline in pairs:
         if {variant, baseline} <= set(variants) and benchmark.runs([variant, baseline]):

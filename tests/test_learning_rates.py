@@ -12,11 +12,13 @@ import torch
 from networks import unet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
+from nnunetv2_unimrseg.views import passes_per_sample
 
 TRAINERS = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
 
@@ -93,12 +95,18 @@ def test_momentum_starts_anew_with_the_phase(folders):
     assert kept == [0, everything, 0, everything]
 
 
-def test_stage_3_can_go_on_with_the_learning_rate_that_stage_2_ends_with(folders):
-    second = learning_rates(UniMRSegStage2Trainer, num_epochs=30, initial_lr=1e-2, final_lr=2e-3)
-    third = learning_rates(UniMRSegStage3Trainer, num_epochs=10, initial_lr=2e-3, final_lr=0.0)
+def test_by_default_one_decay_of_the_learning_rate_goes_over_the_passes_of_stages_2_and_3(folders):
+    second, third = (
+        learning_rates(trainer, **{name: getattr(own, name) for name in ("num_epochs", "initial_lr", "final_lr")})
+        for trainer, own in ((UniMRSegStage2Trainer, Stage2Config()), (UniMRSegStage3Trainer, Stage3Config()))
+    )
     assert second[-1] == pytest.approx(third[0], rel=1e-6)
-    both = [*second[:-1], *third]
-    assert both == sorted(both, reverse=True)
+    (epochs_2, passes_2), (epochs_3, passes_3) = (
+        (own.num_epochs, passes_per_sample(own, 4)) for own in (Stage2Config(), Stage3Config())
+    )
+    passes = np.concatenate([np.arange(epochs_2) * passes_2, epochs_2 * passes_2 + np.arange(epochs_3 + 1) * passes_3])
+    one_decay = TrainingConfig().initial_lr * (1 - passes / passes[-1]) ** 0.9
+    np.testing.assert_allclose([*second[:-1], *third], one_decay, rtol=0.03, atol=1e-12)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
