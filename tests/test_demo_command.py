@@ -25,7 +25,7 @@ def test_writes_the_dataset_and_names_the_next_commands(raw, capsys):
     for command in ("unimrseg plan -d 12", "unimrseg train 12", "unimrseg predict", "unimrseg evaluate"):
         assert command in printed
     (configure,) = (line for line in printed.splitlines() if "unimrseg configure" in line)
-    rates = dict(word.split("=") for word in configure.split() if "_lr=" in word)
+    rates = {name: float(rate) for name, rate in (word.split("=") for word in configure.split() if "_lr=" in word)}
     assert rates["stage2.final_lr"] == rates["stage3.initial_lr"] < rates["stage2.initial_lr"]
 
 
