@@ -5,8 +5,8 @@ The values live in the plans file under the key `unimrseg` of a configuration, f
     {"configurations": {"3d_fullres": {..., "unimrseg": {"stage1": {"num_epochs": 50}}}}}
 
 Absent means default, so plans made by stock nnU-Net work as they are. `unimrseg configure` shows and sets them.
-What a setting brings was measured with earlier defaults of the learning rates of stages 2 and 3 and of their shares of
-the budget (`annealed_stage2` in docs/benchmarks.md).
+What a setting brings was measured with earlier defaults (`earlier_default`, `adapters_everywhere`, `annealed_stage2` in
+docs/benchmarks.md), which had other learning rates and shares of the budget in stages 2 and 3.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     final_lr: float = option(
         1.25e-3,
         "Learning rate that the polynomial decay would reach after the last epoch: stage 3's at its start, so that one "
-        "decay goes over both. 0 where training is to end with stage 2.",
+        "decay goes over both; scale the three rates of stages 2 and 3 alike. 0 where training is to end with stage 2.",
         low=0.0,
     )
     dropout_probability: float = option(

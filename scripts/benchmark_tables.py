@@ -100,12 +100,13 @@ def trio(benchmark: Benchmark) -> list[str]:
 
 
 def ablated(benchmark: Benchmark) -> dict[str, list[str]]:
-    """Return the variants that are compared with three stages, the default or the earlier one, by these."""
+    """Return the variants that are compared with three stages, the default or an earlier one, by these."""
     own = stages(benchmark)
     result: dict[str, list[str]] = {}
     for variant in benchmark.variants:
         wanted = VARIANTS[variant].baseline if variant in VARIANTS else THREE_STAGES
-        baseline = wanted if wanted in benchmark.variants else own
+        is_default = variant in MAIN or variant in EARLIER_DEFAULTS
+        baseline = own if is_default and wanted not in benchmark.variants else wanted
         pair = {variant, baseline}
         if len(pair) == 2 and not pair & {STOCK, CONTROL} and pair <= set(benchmark.variants) and benchmark.runs(pair):
             result.setdefault(baseline, []).append(variant)
@@ -120,7 +121,7 @@ def caption(benchmark: Benchmark) -> str:
 
 
 def main_tables(benchmark: Benchmark) -> str:
-    """Return the figures of the main variants, and their differences to the control."""
+    """Return the figures of the main variants, their differences to the control, and those of all stages to stock."""
     variants = present(benchmark, MAIN)
     rows = []
     for variant in variants:

@@ -52,11 +52,13 @@ PAPERS_PAIR = {"views": "complete_and_incomplete"}
 
 ANNEALED_2 = {"final_lr": 0.0}
 FASTER_3 = {"initial_lr": 2.5e-3}
-"""Learning rates of stages 2 and 3 of earlier defaults."""
-EVERY_STAGE = {**FASTER_3, "adapter_first_stage": 0}
+"""Learning rates of stages 2 and 3 of all earlier defaults."""
+EVERYWHERE_3 = {**FASTER_3, "adapter_first_stage": 0}
+"""Stage 3 with an adapter after every encoder stage."""
 RARE_PAIR = {**PAPERS_PAIR, **RARE_DROPOUT, **ANNEALED_2}
+"""Stage 2 that seldom drops a modality."""
 FIRST_PAIR = {**PAPERS_PAIR, **ANNEALED_2, "dropout_probability": 0.5, "pairs_every": 4}
-"""What stage 3 was before, and stage 2 before that, and what it was first."""
+"""Stage 2 of the very first default."""
 
 EARLIER_DEFAULTS = {
     ANNEALED: Variant(
@@ -68,17 +70,18 @@ EARLIER_DEFAULTS = {
     EVERYWHERE: Variant(
         "all three stages, adapters everywhere: at full resolution too (the paper's)",
         LONG_STAGE_3,
-        {"stage2": ANNEALED_2, "stage3": EVERY_STAGE},
+        {"stage2": ANNEALED_2, "stage3": EVERYWHERE_3},
         ANNEALED,
     ),
     EARLIER_DEFAULT: Variant(
-        "all three stages, earlier default: each sample complete or with each modality dropped with probability 0.2",
+        "all three stages, earlier default: each sample complete or with each modality dropped with probability 0.2, "
+        "and adapters everywhere",
         LONG_STAGE_3,
-        {"stage2": RARE_PAIR, "stage3": EVERY_STAGE},
+        {"stage2": RARE_PAIR, "stage3": EVERYWHERE_3},
         ANNEALED,
     ),
 }
-"""What all three stages have been before the present default, the latest first."""
+"""What all three stages were before the present default, the latest first."""
 
 MAIN = {
     STOCK: Variant(
@@ -195,7 +198,7 @@ OF_EARLIER = {
     "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
     "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
 }
-"""Changes that were others, or none, with the shares and the learning rates of earlier defaults."""
+"""Changes whose shares or learning rates are those of earlier defaults."""
 
 
 def changed_from(baseline: str, variant: Variant) -> Variant:
@@ -255,25 +258,25 @@ EARLIER = {
     "no_stage1_papers_pair": Variant(
         "no stage 1, and all incomplete subsets alike in stage 2",
         {"stage2": 0.8, "stage3": 0.2},
-        {"stage2": {**PAPERS_PAIR, **ANNEALED_2}, "stage3": EVERY_STAGE},
+        {"stage2": {**PAPERS_PAIR, **ANNEALED_2}, "stage3": EVERYWHERE_3},
         EARLIER_DEFAULT,
     ),
     "after_stock": Variant(
         "stage 2 with all subsets alike, and stage 3, after a stock nnU-Net",
         {"modality_dropout": 0.4, "stage2": 0.4, "stage3": 0.2},
-        {"modality_dropout": NO_DROPOUT, "stage2": FIRST_PAIR, "stage3": EVERY_STAGE},
+        {"modality_dropout": NO_DROPOUT, "stage2": FIRST_PAIR, "stage3": EVERYWHERE_3},
         EARLIER_DEFAULT,
     ),
     "all_subsets_alike": Variant(
         "all incomplete subsets alike in stage 2, pairs in every fourth step, stage 1 with a twentieth of the budget",
         {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
-        {"stage2": FIRST_PAIR, "stage3": EVERY_STAGE},
+        {"stage2": FIRST_PAIR, "stage3": EVERYWHERE_3},
         EARLIER_DEFAULT,
     ),
     "complete_first": Variant(
         "the same with complete samples only in the first 55 % of stage 2",
         {"stage1": 0.05, "stage2": 0.75, "stage3": 0.2},
-        {"stage2": {**FIRST_PAIR, "complete_first": 0.55}, "stage3": EVERY_STAGE},
+        {"stage2": {**FIRST_PAIR, "complete_first": 0.55}, "stage3": EVERYWHERE_3},
         EARLIER_DEFAULT,
     ),
 }
