@@ -186,6 +186,13 @@ def test_changes_of_the_earlier_default_are_compared_with_it(repository, with_de
     assert len(report.plots_of(benchmark)) == 2 + with_default
 
 
+def test_a_change_of_an_earlier_default_is_not_compared_with_another(tmp_path):
+    variants = ("three_stages", "annealed_no_adapters")
+    benchmark = read_one(tmp_path, [one for name in variants for one in runs_of(name, by_patient((0.5,) * 4))])
+    assert tables.ablated(benchmark) == {}
+    assert report.block(f"parts:{DATASET}", [benchmark], tmp_path) == tables.NO_RESULTS
+
+
 def test_a_setting_without_ablations_leaves_their_table_to_the_others(repository):
     put(repository / report.ACCURACY, [*full_grid(), record("control", plans="Q")])
     report.write(repository)
