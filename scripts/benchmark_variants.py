@@ -112,25 +112,14 @@ def three_stages(about: str, **settings: Settings) -> Variant:
     return Variant(about, SHARES, settings)
 
 
-def no_stage1(stage3: float) -> Variant:
-    """Return stages 2 and 3 alone, where stage 3 has this share."""
-    return Variant("no stage 1: its share goes to stage 2", {"stage2": 1 - stage3, "stage3": stage3})
-
-
-def long_stage1(stage3: float) -> Variant:
-    """Return a longer stage 1, where stage 3 has this share."""
-    shares = {"stage1": 0.05, "stage2": 0.95 - stage3, "stage3": stage3}
-    return Variant("stage 1 with a twentieth of the budget", shares)
-
-
 STAGE_1 = {
     "after_control": Variant(
         "stage 3 after the control",
-        {"modality_dropout": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
+        {"modality_dropout": 0.9, "stage3": 0.1},
         {"modality_dropout": {"final_lr": 1.25e-3}},
     ),
-    "no_stage1": no_stage1(SHARES["stage3"]),
-    "long_stage1": long_stage1(SHARES["stage3"]),
+    "no_stage1": Variant("no stage 1: its share goes to stage 2", {"stage2": 0.9, "stage3": 0.1}),
+    "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.85, "stage3": 0.1}),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
     "mask_block_4": three_stages("masked blocks of 4 voxels", stage1={"mask_block_size": 4}),
@@ -192,19 +181,23 @@ STAGE_3 = {
 
 
 OF_EARLIER = {
-    "no_stage1": no_stage1(LONG_STAGE_3["stage3"]),
-    "long_stage1": long_stage1(LONG_STAGE_3["stage3"]),
     "after_control": Variant("stage 3 after the control", {"modality_dropout": 0.8, "stage3": 0.2}),
     "slow_stage3": three_stages("a quarter of stage 3's learning rate", stage3={"initial_lr": 6.25e-4}),
     "fast_stage3": three_stages("four times stage 3's learning rate", stage3={"initial_lr": 1e-2}),
 }
-"""Changes whose shares or learning rates are those of earlier defaults."""
+"""Changes whose learning rates are those of earlier defaults."""
+
+
+def with_stage3(shares: Mapping[str, float], stage3: float) -> dict[str, float]:
+    """Return the shares with this one for stage 3, the last, at the cost of the training before it."""
+    *_, before, _ = shares
+    return {**shares, before: round(shares[before] + shares["stage3"] - stage3, 6), "stage3": stage3}
 
 
 def changed_from(baseline: str, variant: Variant) -> Variant:
     """Return the same change of an earlier default."""
     earlier = EARLIER_DEFAULTS[baseline]
-    shares = earlier.shares if variant.shares == SHARES else variant.shares
+    shares = with_stage3(variant.shares, earlier.shares["stage3"])
     settings = {
         section: {**earlier.settings.get(section, {}), **variant.settings.get(section, {})} for section in shares
     }

@@ -83,6 +83,11 @@ def test_one_decay_of_the_learning_rate_goes_over_stages_2_and_3(name):
     assert second.settings["stage2"]["final_lr"] == third.settings["stage3"]["initial_lr"] > 0
 
 
+def test_stage_3_goes_on_after_the_control_as_after_stage_2():
+    control, third = chain("after_control")
+    assert control.settings["modality_dropout"]["final_lr"] == third.settings["stage3"]["initial_lr"] > 0
+
+
 @pytest.mark.parametrize("changed", [{"fold": 1}, {"seed": 1}, {"passes": 2000}, {"epochs": 20}, {"initial_lr": 0.03}])
 def test_what_differs_is_trained_anew(changed):
     assert chain(THREE_STAGES, **changed)[-1].name != chain(THREE_STAGES)[-1].name
