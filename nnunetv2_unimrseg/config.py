@@ -141,9 +141,9 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
         "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
         "'complete_and_incomplete': the complete set and a random incomplete one (the paper's): -1.2 Dice points "
         "(-3.0 to 1.0) on incomplete input, -1.6 (-3.2 to 0.6) on complete, no difference shown (docs/benchmarks.md, "
-        "sarcoma, 10 000 passes, 2 folds, an adapter at every stage); on the phantom, of four modalities and with stage "
-        "2 annealed, +3.0 (1.3 to 4.7) and +3.6 (2.6 to 4.8) with 4000 passes, -0.2 (-0.6 to 0.2) and +1.1 (0.7 to "
-        "1.5) with 16 000.",
+        "sarcoma, 10 000 passes, 2 folds, an adapter at every stage); on the phantom, of four modalities and with "
+        "stage 2 annealed, +3.0 (1.3 to 4.7) and +3.6 (2.6 to 4.8) with 4000 passes, -0.2 (-0.6 to 0.2) and +1.1 (0.7 "
+        "to 1.5) with 16 000.",
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(

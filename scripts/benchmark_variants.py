@@ -115,11 +115,16 @@ def three_stages(about: str, **settings: Settings) -> Variant:
 STAGE_1 = {
     "after_control": Variant(
         "stage 3 after the control",
-        {"modality_dropout": 0.9, "stage3": 0.1},
+        {"modality_dropout": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]},
         {"modality_dropout": {"final_lr": 1.25e-3}},
     ),
-    "no_stage1": Variant("no stage 1: its share goes to stage 2", {"stage2": 0.9, "stage3": 0.1}),
-    "long_stage1": Variant("stage 1 with a twentieth of the budget", {"stage1": 0.05, "stage2": 0.85, "stage3": 0.1}),
+    "no_stage1": Variant(
+        "no stage 1: its share goes to stage 2", {"stage2": 1 - SHARES["stage3"], "stage3": SHARES["stage3"]}
+    ),
+    "long_stage1": Variant(
+        "stage 1 with a twentieth of the budget",
+        {"stage1": 0.05, "stage2": 0.95 - SHARES["stage3"], "stage3": SHARES["stage3"]},
+    ),
     "no_shuffle": three_stages("no modality shuffle", stage1={"shuffle_probability": 0.0}),
     "no_masking": three_stages("no block masking", stage1={"mask_probability": 0.0}),
     "mask_block_4": three_stages("masked blocks of 4 voxels", stage1={"mask_block_size": 4}),
