@@ -42,6 +42,14 @@ def expected_of_case(
     return records(table), flags
 
 
+def expected_of_subsets(
+    model: EvaluatedModel, cases: Cases
+) -> dict[tuple[str, ...], tuple[list[dict[str, Any]], list[dict[str, str]]]]:
+    """Return `expected_of_case` by the modalities that cases have; each subset is worked out once."""
+    distinct = dict.fromkeys(tuple(case["available"]) for case in cases.values())
+    return {available: expected_of_case(model, available) for available in distinct}
+
+
 def _reasons(table: pd.DataFrame) -> list[str]:
     """Return each reason why a subset is weak, with the labels for which it is."""
     of_reason: dict[str, dict[str, float]] = {}
@@ -61,7 +69,8 @@ def _listed(figures: dict[str, float], several: bool) -> str:
 
 def remarks(model: EvaluatedModel, cases: Cases) -> dict[str, str]:
     """Return what to say on the console after each case's modalities; "" where nothing is known."""
-    return {name: _remark(*expected_of_case(model, case["available"])) for name, case in cases.items()}
+    expected = expected_of_subsets(model, cases)
+    return {name: _remark(*expected[tuple(case["available"])]) for name, case in cases.items()}
 
 
 def _remark(figures: Sequence[Mapping[str, Any]], flags: Sequence[Mapping[str, str]]) -> str:

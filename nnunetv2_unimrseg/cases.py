@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 REPORT_NAME = "modalities.json"
 """The file beside the segmentations that says which modalities each case had."""
 
-_LONGEST_WAIT_S = 5.0
+_ABANDONED_AFTER_S = 60.0
+"""A lock that stays the same for so long is of a process that died."""
 
 
 def find_cases(
@@ -210,16 +211,26 @@ def write_report(folder: Path, reports: Mapping[str, Mapping[str, Sequence[str]]
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep the processes that predict the parts of one folder from overwriting each other's entries."""
+    """Keep the processes that predict the parts of one folder, on one machine or many, from overwriting entries."""
     lock = path.with_name(f".{path.name}.lock")
-    give_up = time.monotonic() + _LONGEST_WAIT_S
-    while time.monotonic() < give_up:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-            break
-        except FileExistsError:
-            time.sleep(0.02)
+    _acquire(lock)
     try:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _acquire(lock: Path) -> None:
+    seen, since = 0, 0.0
+    while True:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+            return
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                made = lock.stat().st_mtime_ns
+                if made != seen:
+                    seen, since = made, time.monotonic()
+                elif time.monotonic() - since > _ABANDONED_AFTER_S:
+                    lock.unlink()
+            time.sleep(0.02)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -17,6 +18,8 @@ DECODER = "decoder."
 SHARED_ENCODER = "decoder.encoder."
 ADAPTERS = "adapters."
 
+_OF_ADAPTERS = ("adapters", "adapter_first_stage", "adapter_window", "adapters_know_modalities", "reverse_attention")
+"""Fields of `Stage3Config` that shape its network."""
 _COMPARED = ("patch_size", "spacing", "normalization_schemes", "architecture")
 
 
@@ -60,6 +63,19 @@ def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str,
     differences: list[str] = []
     for key in _COMPARED:
         _compare(key, theirs.get(key), configuration.get(key), differences)
+    return differences
+
+
+def adapter_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
+    """Say in words where the adapters of a stage-3 checkpoint differ from those that `configuration` describes."""
+    init_args = checkpoint.get("init_args", {})
+    if "plans" not in init_args:
+        return []
+    theirs = UniMRSegConfig.from_plans(init_args["plans"], init_args["configuration"]).stage3
+    ours = UniMRSegConfig.from_dict(configuration.get(PLANS_KEY, {})).stage3
+    differences: list[str] = []
+    for name in _OF_ADAPTERS:
+        _compare(f"stage3.{name}", getattr(theirs, name), getattr(ours, name), differences)
     return differences
 
 

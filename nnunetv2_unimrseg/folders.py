@@ -99,6 +99,16 @@ def _how_to_preprocess(names: Sequence[str], name_or_id: str) -> str:
     return f" It is not in {raw} either, so it cannot be made."
 
 
+def dataset_id(dataset: str) -> int:
+    """Return the number of a dataset's name, 1 of "Dataset001_Brain"."""
+    return int(dataset[len("Dataset") :][:3])
+
+
+def preprocessing_command(dataset: str, plans_identifier: str, configurations: Sequence[str]) -> str:
+    """Return nnU-Net's command that preprocesses a dataset with the plans that it has."""
+    return f"nnUNetv2_preprocess -d {dataset_id(dataset)} -plans_name {plans_identifier} -c {' '.join(configurations)}"
+
+
 def _is_called(name: str, name_or_id: str) -> bool:
     return name == name_or_id or (name_or_id.isdigit() and name.startswith(f"Dataset{int(name_or_id):03d}"))
 

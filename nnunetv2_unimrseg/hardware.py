@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 NATIVE_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """As Linux names them: AMD and Intel with AVX-512, Intel with AMX, ARM."""
@@ -15,6 +20,13 @@ def device_option() -> str:
     import torch
 
     return "" if torch.cuda.is_available() else " -device cpu"
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Return a context of full precision on a device; early versions of torch have no autocast on MPS to turn off."""
+    import torch
+
+    return torch.autocast(device.type, enabled=False) if device.type in ("cuda", "cpu") else nullcontext()
 
 
 @functools.cache

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_unimrseg.hardware import without_autocast
+
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 CONSTANT_RANGE = 1e-3
 """A target whose range is smaller (normalised units) is constant but for the noise of resampling."""
@@ -31,7 +33,7 @@ class Float32Loss(nn.Module):
         """Return the loss, a scalar."""
         in_float32 = logits.float() if isinstance(logits, Tensor) else [scale.float() for scale in logits]
         device = in_float32.device if isinstance(in_float32, Tensor) else in_float32[0].device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             return self.loss(in_float32, target)
 
 
@@ -177,7 +179,7 @@ def nt_xent(
     if past is not None:
         others = torch.cat((views, F.normalize(past.detach().float(), dim=1)))
         candidates = torch.cat((candidates, past_patients.to(views.device)))
-    with torch.autocast(views.device.type, enabled=False):
+    with without_autocast(views.device):
         similarity = views @ others.T / temperature
     positive = torch.arange(2 * count, device=views.device).roll(count)
     is_positive = torch.arange(len(candidates), device=views.device) == positive[:, None]

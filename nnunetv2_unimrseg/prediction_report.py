@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_case, remarks
+from nnunetv2_unimrseg.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
 from nnunetv2_unimrseg.cases import REPORT_NAME as MODALITIES_NAME
 from nnunetv2_unimrseg.cases import one_at_a_time, print_report
 from nnunetv2_unimrseg.errors import UserError
@@ -148,10 +148,10 @@ def _merged(
     described = _described(model, prediction)
     identity = _identity(described)
     entries = dict(before.get("cases", {}))
-    entries |= {
-        name: _entry(model, identity, case, case["time"]) for name, case in entries.items() if case["model"] == identity
-    }
-    entries |= {name: _entry(model, identity, case, now) for name, case in cases.items()}
+    added = {name: case for name, case in entries.items() if case["model"] == identity}
+    added |= {name: {**case, "time": now} for name, case in cases.items()}
+    expected = expected_of_subsets(model, added)
+    entries |= {name: _entry(identity, case, *expected[tuple(case["available"])]) for name, case in added.items()}
     used = {case["model"] for case in entries.values()}
     models = {**before.get("models", {}), identity: described}
     return {
@@ -204,14 +204,15 @@ def _cautions(model: EvaluatedModel, prediction: Mapping[str, Any]) -> list[str]
     return found
 
 
-def _entry(model: EvaluatedModel, identity: str, case: Mapping[str, Any], time: str) -> dict[str, Any]:
-    figures, flags = expected_of_case(model, case["available"])
+def _entry(
+    identity: str, case: Mapping[str, Any], figures: list[dict[str, Any]], flags: list[dict[str, str]]
+) -> dict[str, Any]:
     return {
         "available": list(case["available"]),
         "missing": list(case["missing"]),
         "subset": "+".join(case["available"]),
         "model": identity,
-        "time": time,
+        "time": case["time"],
         "expected_dice": figures,
         "flags": flags,
     }

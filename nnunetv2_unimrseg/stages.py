@@ -12,3 +12,6 @@ STAGES = ("stage1", "stage2", "stage3")
 """The three stages in the order in which they are trained."""
 
 PREVIOUS_STAGE = {"stage2": "stage1", "stage3": "stage2"}
+
+SCRATCH = "scratch"
+"""Value of a stage's `start_from` for random weights."""

@@ -11,7 +11,7 @@ from typing import Any
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.checkpoints import plans_differences, read_checkpoint
+from nnunetv2_unimrseg.checkpoints import adapter_differences, plans_differences, read_checkpoint
 from nnunetv2_unimrseg.discovery import VARIABLE, extended
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.folders import read_json
@@ -151,7 +151,10 @@ def _check_plans(checkpoint: Mapping[str, Any], plans: dict[str, Any], path: Pat
             f"{plans_file} has no configuration '{configuration}', which {path} was trained with."
             f"{nearest(configuration, known)} It has: {', '.join(known) or 'none'}."
         )
-    different = plans_differences(checkpoint, PlansManager(plans).get_configuration(configuration).configuration)
+    ours = PlansManager(plans).get_configuration(configuration).configuration
+    different = plans_differences(checkpoint, ours)
+    if section_of(checkpoint, path) == "stage3":
+        different += adapter_differences(checkpoint, ours)
     if different:
         raise UserError(
             f"{path} does not fit the plans beside it, {plans_file} (rewritten when another fold was trained?):\n  - "

@@ -138,6 +138,10 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
             "base_features": self.base_features,
             "views_one_by_one": {name: stages for name, stages in self._one_by_one.items() if stages},
         }
+        for name, settings in self.user_settings.items():
+            configuration = plans["configurations"].get(name, {})
+            if settings and "inherits_from" in configuration:  # not planned by itself: 3d_cascade_fullres
+                configuration[PLANS_KEY] = settings
         super().save_plans(plans)
 
     def _view_cost(self, architecture: Mapping[str, Any], patch_size: Sequence[int]) -> ViewCost:

@@ -140,9 +140,8 @@ def _trainer(task: Task, output: Path, device: Any) -> Any:
 
     from nnunetv2_unimrseg.config import PLANS_KEY
     from nnunetv2_unimrseg.folders import nnunet_folder, read_json, read_plans
-    from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
+    from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, TRAINER_OF_SECTION
     from nnunetv2_unimrseg.trained_model import findable_trainers
-    from nnunetv2_unimrseg.trainers.base import SCRATCH
 
     plans = read_plans(task.dataset, task.plans)
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")

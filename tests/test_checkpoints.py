@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from networks import stock_unet, unet
 from nnunetv2_unimrseg.checkpoints import plans_differences, read_checkpoint, take_weights
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+from nnunetv2_unimrseg.trained_model import check_trained_model
 
 CONFIGURATION = "3d_fullres"
 
@@ -146,3 +148,27 @@ def test_kernels_strides_spacing_and_normalisation_are_compared():
     named = {line.split(":")[0].split(".")[-1] for line in plans_differences(checkpoint, configuration())}
     named = {name.split()[-1] for name in named}
     assert named == {"spacing", "normalization_schemes", "strides", "kernel_sizes"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("adapters", False),
+        ("adapter_first_stage", 0),
+        ("adapter_window", 3),
+        ("adapters_know_modalities", False),
+        ("reverse_attention", False),
+    ],
+)
+def test_a_fold_that_was_trained_with_other_adapters_does_not_fit(tmp_path, field, value):
+    (tmp_path / "fold_0").mkdir()
+    save(tmp_path / "fold_0" / "checkpoint_final.pth", unet(), TRAINER_OF_SECTION["stage3"])
+    (tmp_path / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
+    plans = tiny.plans()
+    plans["configurations"][CONFIGURATION]["unimrseg"] = {"stage3": {"initial_lr": 0.5}}
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    assert check_trained_model(tmp_path, None, "checkpoint_final.pth")
+    plans["configurations"][CONFIGURATION]["unimrseg"] = {"stage3": {field: value}}
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(UserError, match=rf"stage3\.{field}: \w+ in the checkpoint, {value} in the plans"):
+        check_trained_model(tmp_path, None, "checkpoint_final.pth")

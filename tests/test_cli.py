@@ -149,7 +149,8 @@ def test_info_creates_nothing_and_tells_what_is_trained(planned, capsys):
 
 
 def test_train_checks_before_it_starts(planned, capsys):
-    assert "not preprocessed" in refused(capsys, "train", "7", "3d_fullres", "0", "-device", "cpu")
+    said = refused(capsys, "train", "7", "3d_fullres", "0", "-device", "cpu")
+    assert "not preprocessed" in said and "nnUNetv2_preprocess -d 7 -plans_name nnUNetPlans -c 3d_fullres" in said
     assert "must be a number" in refused(capsys, "train", "7", "3d_fullres", "first", "-device", "cpu")
     assert not list((planned.parents[2] / "nnUNet_results").iterdir())
 
@@ -213,6 +214,15 @@ def test_stages_before_a_given_checkpoint_are_not_needed():
     assert needed_stages(UniMRSegConfig.from_dict({"stage2": {"start_from": "a.pth"}})) == ("stage2", "stage3")
     both = {"stage2": {"start_from": "a.pth"}, "stage3": {"start_from": "b.pth"}}
     assert needed_stages(UniMRSegConfig.from_dict(both)) == ("stage3",)
+
+
+def test_a_stage_that_starts_from_scratch_needs_no_checkpoint(preprocessed, commands):
+    plans = json.loads(preprocessed.read_text())
+    plans["configurations"]["3d_fullres"]["unimrseg"] = {"stage2": {"start_from": "scratch"}}
+    preprocessed.write_text(json.dumps(plans))
+    assert main(["train", "7", "3d_fullres", "all", "-device", "cpu"]) == 0
+    trained = [words[words.index("-tr") + 1] for words, _ in commands]
+    assert trained == [TRAINER_OF_SECTION["stage2"], TRAINER_OF_SECTION["stage3"]]
 
 
 @pytest.mark.integration

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import nullcontext
 
-from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, device_option
+import pytest
+import torch
+
+from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, device_option, without_autocast
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,9 @@ def test_without_a_list_of_flags_bfloat16_is_not_assumed(tmp_path):
 def test_commands_name_the_cpu_where_there_is_no_cuda(monkeypatch, cuda, expected):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     assert device_option() == expected
+
+
+def test_without_autocast_is_full_precision_where_there_is_autocast():
+    with torch.autocast("cpu", torch.bfloat16), without_autocast(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
+    assert isinstance(without_autocast(torch.device("mps")), nullcontext)

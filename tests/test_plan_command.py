@@ -121,7 +121,7 @@ def test_a_damaged_fingerprint_asks_for_clean(raw, capsys):
     assert "--clean" in refused(capsys, "-d", "7")
 
 
-def test_the_target_spacing_is_that_of_the_plans(folders):
+def test_the_target_spacing_is_that_of_the_plans(folders, capsys):
     raw, preprocessed = (folders.with_name(name) for name in ("raw", "preprocessed"))
     write_phantom_dataset(raw / DATASET, num_training=2, num_unseen=0, shape=(24, 24, 24), seed=1)
     planned = ("-d", "7", "-c", "3d_fullres", "-gpu_memory_target", "1", "-np", "1", "--no_pp")
@@ -130,6 +130,7 @@ def test_the_target_spacing_is_that_of_the_plans(folders):
     at = [plans["transpose_forward"].index(axis) for axis in range(3)]
     spacing = plans["configurations"]["3d_fullres"]["spacing"]
     assert [spacing[axis] for axis in at] == [4.0, 2.5, 3.0]
+    assert "later: nnUNetv2_preprocess -d 7 -plans_name nnUNetUniMRSegPlans -c 3d_fullres\n" in capsys.readouterr().out
 
 
 def test_configurations_to_preprocess():

@@ -199,3 +199,15 @@ def test_one_modality_is_refused(dataset):
 def test_planning_works_without_worker_processes(dataset, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     assert planned(dataset)["configurations"]["3d_fullres"]["batch_size"] >= 2
+
+
+def test_settings_of_the_cascade_survive_planning_again(dataset):
+    fingerprint = json.loads((dataset / "dataset_fingerprint.json").read_text())
+    fingerprint["shapes_after_crop"] = [[500, 500, 500]] * 100
+    (dataset / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    plans = planned(dataset)
+    plans["configurations"]["3d_cascade_fullres"]["unimrseg"] = {"stage2": {"num_epochs": 77}}
+    (dataset / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
+    again = planned(dataset)["configurations"]["3d_cascade_fullres"]
+    assert again["unimrseg"] == {"stage2": {"num_epochs": 77}}
+    assert again["inherits_from"] == "3d_fullres" and again["previous_stage"] == "3d_lowres"

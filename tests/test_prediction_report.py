@@ -16,7 +16,8 @@ from report_browser import PHONE, browser, requested
 from test_expected_dice import LOWER, stored
 from test_predictor_files import SEQUENTIAL, make_predictor, tiny_network
 
-from nnunetv2_unimrseg.case_remarks import remarks
+from nnunetv2_unimrseg import case_remarks
+from nnunetv2_unimrseg.case_remarks import expected_of_case, remarks
 from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
@@ -340,3 +341,19 @@ def test_the_page_in_a_browser(tmp_path):
         assert width <= PHONE["width"]
         weak = driver.find_element("css selector", "#cases-table .tag.weak")
         assert weak.location["x"] + weak.size["width"] <= PHONE["width"]
+
+
+def test_what_to_expect_is_worked_out_once_for_each_subset(model, tmp_path, monkeypatch):
+    evaluate(model, num_cases=5)
+    known, asked = evaluated_model(model, 0), []
+
+    def counted(of: EvaluatedModel, available: tuple[str, ...]) -> tuple[list, list]:
+        asked.append(available)
+        return expected_of_case(of, available)
+
+    monkeypatch.setattr(case_remarks, "expected_of_case", counted)
+    some = {f"case_{number}": {"available": tiny.NAMES[: 1 + number % 2], "missing": []} for number in range(8)}
+    report = write_prediction_report(tmp_path, known, some)
+    assert asked == [("CT",), ("CT", "PET")]
+    assert report["cases"]["case_3"]["expected_dice"] == expected_of_case(known, ("CT", "PET"))[0] != []
+    assert list(remarks(known, some)) == list(some) and len(asked) == 4

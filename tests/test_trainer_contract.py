@@ -303,3 +303,32 @@ def test_only_stage_3_has_adapters_and_a_frozen_encoder(trainer):
     assert (network.adapters is not None) is is_stage_3
     assert all(frozen) if is_stage_3 else not any(frozen)
     assert network.train().encoder.training is not is_stage_3
+
+
+def cascaded(trainer: type) -> nnUNetTrainer:
+    plans = tiny.plans()
+    plans["continue_training"] = False
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    return trainer(plans, "3d_cascade_fullres", 0, tiny.dataset_json(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_cascade_gets_the_segmentations_of_stage_3(trainer, folders):
+    made = cascaded(trainer)
+    found = Path(made.folder_with_segs_from_previous_stage)
+    of = trainer if trainer is UniMRSegModalityDropoutTrainer else UniMRSegStage3Trainer
+    assert found.parts[-3:] == (f"{of.__name__}__nnUNetPlans__3d_lowres", "predicted_next_stage", "3d_cascade_fullres")
+
+
+def test_a_cascade_without_these_segmentations_is_one_error(folders, monkeypatch):
+    made = cascaded(UniMRSegStage1Trainer)
+    monkeypatch.setattr(made, "do_split", lambda: (["a", "b", "c"], ["d"]))
+    found = Path(made.folder_with_segs_from_previous_stage)
+    found.mkdir(parents=True)
+    for case in "ad":
+        (found / f"{case}.b2nd").touch()
+    with pytest.raises(UserError) as error:
+        made.on_train_start()
+    assert f"Those of 2 cases, such as b, are not in {found}." in str(error.value)
+    assert "unimrseg train 998 3d_lowres FOLD -p nnUNetPlans" in str(error.value)

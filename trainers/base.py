@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,17 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_unimrseg.checkpoints import read_checkpoint, take_weights
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
+from nnunetv2_unimrseg.folders import dataset_id
+from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, without_autocast
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.preprocessing import read_absent_files
-from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
 
 GRADIENT_NORM_LIMIT = 12
 """nnU-Net's."""
-SCRATCH = "scratch"
-"""Value of `start_from` for random weights."""
 POLY_EXPONENT = 0.9
 """Of the polynomial decay of the learning rate; nnU-Net's."""
 
@@ -94,6 +95,8 @@ class UniMRSegTrainer(nnUNetTrainer):
         _check_learning_rates(self.section, self.settings)
         self.prepare()
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded and self.section in STAGES:
+            self.folder_with_segs_from_previous_stage = str(previous_segmentations(*self._cascade()))
         for field in dataclasses.fields(TrainingConfig):
             if hasattr(self, field.name):
                 setattr(self, field.name, getattr(self.settings, field.name))
@@ -163,6 +166,9 @@ class UniMRSegTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def on_train_start(self) -> None:
+        if self.is_cascaded:
+            cases = itertools.chain.from_iterable(self.do_split())
+            check_previous_segmentations(Path(self.folder_with_segs_from_previous_stage), cases, *self._cascade())
         if not self.weights_were_loaded:
             initial = self.initial_checkpoint()
             if initial is not None:
@@ -176,6 +182,11 @@ class UniMRSegTrainer(nnUNetTrainer):
                     getattr(self.settings, "stage1_decoder", True),
                 )
         super().on_train_start()
+
+    def _cascade(self) -> tuple[str, str, str, str]:
+        """Return the names of dataset and plans, and of the first and the second configuration."""
+        previous = self.configuration_manager.previous_stage_name
+        return self.plans_manager.dataset_name, self.plans_manager.plans_name, previous, self.configuration_name
 
     def initial_checkpoint(self) -> Path | None:
         """Return the checkpoint whose weights a new training starts from; None for a random start.
@@ -204,14 +215,14 @@ class UniMRSegTrainer(nnUNetTrainer):
         folder = Path(self.output_folder_base).parent / f"{trainer}__{plans}__{configuration}" / f"fold_{self.fold}"
         path = folder / "checkpoint_final.pth"
         if not path.is_file():
-            dataset = self.plans_manager.dataset_name.removeprefix("Dataset").split("_")[0]
+            dataset = dataset_id(self.plans_manager.dataset_name)
             device = "" if self.device.type == "cuda" else f" -device {self.device.type}"
             raise UserError(
                 f"{self.__class__.__name__} starts from {stage}, which has not finished for this dataset, plans, "
                 f"configuration and fold: there is no checkpoint_final.pth in {folder}. Train it first:\n"
-                f"  nnUNetv2_train {int(dataset)} {configuration} {self.fold} -tr {trainer} -p {plans}{device}\n"
+                f"  nnUNetv2_train {dataset} {configuration} {self.fold} -tr {trainer} -p {plans}{device}\n"
                 f"or name another checkpoint to start from:\n"
-                f"  unimrseg configure -d {int(dataset)} -c {configuration} -p {plans} "
+                f"  unimrseg configure -d {dataset} -c {configuration} -p {plans} "
                 f"--set {self.section}.start_from=PATH"
             )
         return path
@@ -262,7 +273,7 @@ class UniMRSegTrainer(nnUNetTrainer):
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add the gradients of a part of the loss, which frees its activations; return its value."""
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.device):
             (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         return loss.detach()
 

@@ -168,9 +168,12 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             self.inference_allowed_mirroring_axes,
         )
         _, keys = self.do_split()
-        if self.is_ddp:
-            keys = keys[self.local_rank :: dist.get_world_size()]
-        cases = [self._score_case(predictor, key) for key in keys]
+        ranks = dist.get_world_size() if self.is_ddp else 1
+        cases = []
+        for number, key in enumerate(keys[self.local_rank :: ranks]):
+            cases.append(self._score_case(predictor, key))
+            if self.is_ddp and number < len(keys) // ranks:
+                dist.barrier()  # else the first to end would wait at the next line for longer than NCCL's limit
         if self.is_ddp:
             gathered = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, cases)

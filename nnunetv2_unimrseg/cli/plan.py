@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.errors import UserError, nearest
-from nnunetv2_unimrseg.folders import find_dataset, inherited_value, nnunet_folder, read_json, require_folders
+from nnunetv2_unimrseg.folders import (
+    dataset_id,
+    find_dataset,
+    inherited_value,
+    nnunet_folder,
+    preprocessing_command,
+    read_json,
+    require_folders,
+)
 from nnunetv2_unimrseg.hardware import device_option
 from nnunetv2_unimrseg.raw_dataset import check_raw_dataset
 
@@ -105,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         plans = _make_plans(dataset, target, base_features, plans_name, spacing)
         configurations = configurations_to_preprocess(plans, args.c)
         if args.no_pp:
-            print(f"Preprocessing is left out; later: unimrseg plan -d {dataset} -c {' '.join(configurations)}")
+            print(f"Preprocessing is left out; later: {preprocessing_command(dataset, plans_name, configurations)}")
         else:
             _preprocess(dataset, plans_name, configurations, args.np)
         print(_next_command(dataset, plans_name, configurations))
@@ -119,10 +127,6 @@ def _check_known(requested: Iterable[str] | None, known: Iterable[str]) -> None:
             )
 
 
-def _dataset_id(dataset: str) -> int:
-    return int(dataset[len("Dataset") :][:3])
-
-
 def _make_fingerprint(dataset: str, num_cases: int, args: argparse.Namespace) -> None:
     from nnunetv2.configuration import default_num_processes
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
@@ -133,7 +137,7 @@ def _make_fingerprint(dataset: str, num_cases: int, args: argparse.Namespace) ->
         print(f"The fingerprint {path} is reused; --clean makes it anew.")
     try:
         extract_fingerprint_dataset(
-            _dataset_id(dataset),
+            dataset_id(dataset),
             num_processes=args.np or default_num_processes,
             check_dataset_integrity=args.verify_dataset_integrity,
             clean=args.clean,
@@ -164,7 +168,7 @@ def _make_plans(
     from nnunetv2_unimrseg.planners.planner import UniMRSegPlanner
 
     plans, _ = plan_experiment_dataset(
-        _dataset_id(dataset),
+        dataset_id(dataset),
         experiment_planner_class=functools.partial(UniMRSegPlanner, base_features=base_features),
         gpu_memory_target_in_gb=target,
         overwrite_target_spacing=spacing,
@@ -204,7 +208,7 @@ def _preprocess(dataset: str, plans_name: str, configurations: list[str], num_pr
     processes = [
         num_processes or min(default_num_processes, most.get(name, default_num_processes)) for name in configurations
     ]
-    preprocess_dataset(_dataset_id(dataset), plans_name, configurations, processes)
+    preprocess_dataset(dataset_id(dataset), plans_name, configurations, processes)
 
 
 def _next_command(dataset: str, plans_name: str, configurations: list[str]) -> str:

@@ -17,15 +17,17 @@ from nnunetv2_unimrseg.discovery import VARIABLE, extended
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import (
     VARIABLES,
+    dataset_id,
     find_dataset,
     fold_name,
     inherited_value,
     nnunet_folder,
+    preprocessing_command,
     read_configuration,
     require_folders,
     result_folder,
 )
-from nnunetv2_unimrseg.stages import STAGES, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.training_state import TrainingState, training_state
 
 NNUNET_TRAIN = (
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _next_commands(dataset: str, args: argparse.Namespace) -> str:
-    model = f"-d {int(dataset[len('Dataset') :][:3])} -c {args.configuration} -p {args.p} -f {args.fold}"
+    model = f"-d {dataset_id(dataset)} -c {args.configuration} -p {args.p} -f {args.fold}"
     model += "" if args.device == "cuda" else f" -device {args.device}"
     return (
         "The three stages are trained. What each missing modality costs, and predicting:\n"
@@ -119,8 +121,7 @@ def check_preprocessed(dataset: str, data_identifier: str, configuration: str, p
     if not any(folder.glob("*.pkl")):
         raise UserError(
             f"{dataset} is not preprocessed for {configuration} of {plans_identifier}: there are no cases in {folder}. "
-            f"Run nnUNetv2_preprocess -d {dataset} -plans_name {plans_identifier} -c {configuration}, or "
-            f"`unimrseg plan -d {dataset} -c {configuration}`."
+            f"Run: {preprocessing_command(dataset, plans_identifier, [configuration])}"
         )
 
 
@@ -142,7 +143,7 @@ def check_folds(dataset_folder: Path, data_identifier: str, fold: str) -> None:
 def _check_start(config: UniMRSegConfig, stage: str, fold: str) -> None:
     start_from = getattr(getattr(config, stage), "start_from", "")
     path = Path(start_from.replace("{fold}", fold))
-    if start_from and not path.is_file():
+    if start_from not in ("", SCRATCH) and not path.is_file():
         raise UserError(
             f"{stage}.start_from names {path}, which does not exist. Correct it with `unimrseg configure`, or unset "
             "it to start from the stage before."
