@@ -93,12 +93,17 @@ def run(args: argparse.Namespace) -> None:
             print(f"{stage} is finished already: {folders[stage]}", flush=True)
         else:
             _train(dataset, TRAINER_OF_SECTION[stage], FLAGS_BY_STATE[state], args)
-    print(_next_commands(dataset, args))
+    print(_next_commands(dataset, args, cascaded="previous_stage" in plans["configurations"][args.configuration]))
 
 
-def _next_commands(dataset: str, args: argparse.Namespace) -> str:
+def _next_commands(dataset: str, args: argparse.Namespace, *, cascaded: bool) -> str:
     model = f"-d {dataset_id(dataset)} -c {args.configuration} -p {args.p} -f {args.fold}"
     model += "" if args.device == "cuda" else f" -device {args.device}"
+    if cascaded:
+        return (
+            "The three stages are trained. To predict, with the segmentations of the first configuration:\n"
+            f"  unimrseg predict {model} -i PATIENTS -o SEGMENTATIONS -prev_stage_predictions FIRST_SEGMENTATIONS"
+        )
     return (
         "The three stages are trained. What each missing modality costs, and predicting:\n"
         f"  unimrseg evaluate {model}\n  unimrseg predict {model} -i PATIENTS -o SEGMENTATIONS"
