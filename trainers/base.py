@@ -166,7 +166,7 @@ class UniMRSegTrainer(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def on_train_start(self) -> None:
-        if self.is_cascaded:
+        if self.is_cascaded and self.section in STAGES:
             cases = itertools.chain.from_iterable(self.do_split())
             check_previous_segmentations(Path(self.folder_with_segs_from_previous_stage), cases, *self._cascade())
         if not self.weights_were_loaded:
