@@ -68,17 +68,17 @@ def plot_links(benchmark: Benchmark) -> str:
 
 
 TABLES: dict[str, Callable[[Benchmark], str]] = {
-    "headline": headline,
     "main": main_tables,
     "subsets": subset_table,
     "ablations": ablation_table,
     "settings": settings_tables,
     "plots": plot_links,
 }
+TABLES_OF_ALL_SETTINGS: dict[str, Callable[[Sequence[Benchmark]], str]] = {"headline": headline, "parts": parts_table}
 
 
 def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
-    """Return the text between the markers of this name; of several plans and budgets one after the other.
+    """Return the text between the markers of this name; of several plans and budgets together or one after the other.
 
     Raises:
         UserError: when there is no such block.
@@ -87,10 +87,11 @@ def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
     own = [benchmark for benchmark in benchmarks if benchmark.dataset == dataset]
     if name == "cost":
         return cost_tables(repository / COST)
-    if kind == "parts":
-        return parts_table(own)
+    if kind in TABLES_OF_ALL_SETTINGS:
+        return TABLES_OF_ALL_SETTINGS[kind](own)
     if kind not in TABLES:
-        raise UserError(f"There is no block 'benchmark:{name}'; there are cost, parts and {', '.join(TABLES)}.")
+        known = ", ".join((*TABLES_OF_ALL_SETTINGS, *TABLES))
+        raise UserError(f"There is no block 'benchmark:{name}'; there are cost, {known}.")
     return "\n".join(filter(None, (TABLES[kind](benchmark) for benchmark in own))) or NO_RESULTS
 
 

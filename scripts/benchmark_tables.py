@@ -115,9 +115,17 @@ def ablated(benchmark: Benchmark) -> dict[str, list[str]]:
 
 def caption(benchmark: Benchmark) -> str:
     """Say which results follow."""
+    return f"{_in_full(benchmark)}:\n\n"
+
+
+def _in_full(benchmark: Benchmark) -> str:
     patch = " x ".join(map(str, benchmark.records[0]["patch_size"]))
     names = [markdown_escaped(name) for name in (benchmark.dataset, benchmark.plans, benchmark.configuration)]
-    return f"{', '.join(names)}, patch {patch}, {benchmark.budget} passes a run:\n\n"
+    return f"{', '.join(names)}, patch {patch}, {benchmark.budget} passes a run"
+
+
+def _setting(benchmark: Benchmark) -> str:
+    return f"{markdown_escaped(benchmark.plans)}, {benchmark.budget} passes"
 
 
 def main_tables(benchmark: Benchmark) -> str:
@@ -198,10 +206,9 @@ def parts_table(benchmarks: Sequence[Benchmark]) -> str:
         for benchmark, baseline, variant in compared:
             if variant in without(part):
                 change = differences(benchmark, baseline, variant)
-                setting = f"{markdown_escaped(benchmark.plans)}, {benchmark.budget} passes"
                 cells = [with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE)]
                 runs = str(len(benchmark.runs([variant, baseline])))
-                rows.append([part, f"`{baseline}` - `{variant}`", setting, runs, *cells])
+                rows.append([part, f"`{baseline}` - `{variant}`", _setting(benchmark), runs, *cells])
     heads = ["part", "with it - without it", "setting", "runs", INCOMPLETE, COMPLETE]
     return markdown(heads, rows, words=3) if rows else NO_RESULTS
 
@@ -260,25 +267,33 @@ def _different(values: Iterable[str]) -> str:
     return "; ".join(sorted(set(values)))
 
 
-def headline(benchmark: Benchmark) -> str:
-    """Return the small table of the README and what it shows, in a sentence."""
+def headline(benchmarks: Sequence[Benchmark]) -> str:
+    """Return the README's table of a dataset, each setting with the present default, and what it shows in sentences."""
+    own = [benchmark for benchmark in benchmarks if trio(benchmark) and stages(benchmark) == THREE_STAGES]
+    if not own:
+        return NO_RESULTS
+    groups = (COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)
+    heads = ["setting", "Dice (%)", *groups, "incomplete: difference to control"]
+    rows = [row for benchmark in own for row in _headline_rows(benchmark, groups)]
+    sentences = [f"* {_in_full(benchmark)}: {said}\n" for benchmark in own if (said := _sentence(benchmark))]
+    return "\n".join(filter(None, (markdown(heads, rows, words=2), "".join(sentences))))
+
+
+def _headline_rows(benchmark: Benchmark, groups: Sequence[str]) -> list[list[str]]:
+    """Return a row for each main variant that has all the runs which stock, control and three stages share."""
     variants = trio(benchmark)
-    if not variants or stages(benchmark) != THREE_STAGES:
-        return ""
     runs = benchmark.runs(variants)
     rows = []
     for variant in present(benchmark, [name for name in MAIN if name not in EARLIER_DEFAULTS]):
         if len(benchmark.runs([*variants, variant])) < len(runs):
             continue
         means = figures(benchmark, variant, runs).means
-        cells = [percent(means[group]) for group in (COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE)]
         change = NOTHING
         if CONTROL in variants and variant != CONTROL:
             change = with_interval(differences(benchmark, variant, CONTROL, runs=runs).loc[INCOMPLETE])
-        rows.append([short(benchmark, variant), *cells, change])
-    heads = ["Dice (%)", COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE, "incomplete: difference to control"]
-    sentence = _sentence(benchmark)
-    return caption(benchmark) + markdown(heads, rows) + (f"\n{sentence}\n" if sentence else "")
+        setting = "" if rows else _setting(benchmark)
+        rows.append([setting, short(benchmark, variant), *(percent(means[group]) for group in groups), change])
+    return rows
 
 
 def _sentence(benchmark: Benchmark) -> str:
@@ -299,8 +314,7 @@ def _sentence(benchmark: Benchmark) -> str:
         return ""
     own = figures(benchmark, THREE_STAGES, benchmark.runs(trio(benchmark)))
     scope = ", ".join(_several(*one) for one in ((own.patients, "patient"), (own.folds, "fold"), (own.seeds, "seed")))
-    text = f"{'; '.join(told)} (95 % bootstrap intervals over patients; {scope}, {benchmark.budget} passes a run)."
-    return text[0].upper() + text[1:]
+    return f"{'; '.join(told)} (95 % bootstrap intervals over patients; {scope})."
 
 
 def _several(number: int, noun: str) -> str:
