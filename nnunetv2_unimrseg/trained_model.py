@@ -76,8 +76,9 @@ def trained_checkpoints(
             f"There is no trained model {folder}.{nearest(folder.name, models)} "
             f"{folder.parent} holds: {', '.join(models) or 'no trained model; train one first (`unimrseg train`)'}."
         )
+    paths = _checkpoints(folder, folds, checkpoint_name)
     plans, _ = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
-    for path in _checkpoints(folder, folds, checkpoint_name):
+    for path in paths:
         checkpoint = read_checkpoint(path)
         _check_plans(checkpoint, plans, path)
         yield path, checkpoint
@@ -98,7 +99,7 @@ def _checkpoints(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: st
         elif names:
             advice = f"No fold has it; there are: {', '.join(names)}.{nearest(checkpoint_name, names)}"
         else:
-            advice = "No fold has been trained."
+            advice = "No fold has been trained; train one first (`unimrseg train`)."
         which = f"fold {', '.join(absent)}" if absent else "any fold"
         raise UserError(f"{folder} has no {checkpoint_name} for {which}. {advice}")
     return [folder / f"fold_{fold}" / checkpoint_name for fold in wanted]

@@ -2,7 +2,7 @@
 # The whole job on a CPU: plan, train the three stages, predict unseen patients who lack scans, and evaluate every
 # subset of the modalities.
 #
-#   bash scripts/demo.sh                        on a generated phantom (four modalities), under ten minutes
+#   bash scripts/demo.sh                        on a generated phantom (four modalities), six to eleven minutes
 #   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
 #
 # Uses the active virtual environment where `unimrseg` is installed in it, else makes .venv in the repository (VENV names

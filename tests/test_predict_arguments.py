@@ -72,7 +72,7 @@ def arguments(tmp_path, monkeypatch):
         ({"-f": "first"}, "found 'first'"),
         ({"-step_size": 0}, "-step_size must be larger than 0"),
         ({"-i": "/nowhere"}, "There is no input folder /nowhere"),
-        ({"-tr": "UniMRSegStage2Trainer"}, "plans.json"),
+        ({"-tr": "UniMRSegStage2Trainer", "-f": 0}, "plans.json"),
     ],
 )
 def test_each_mistake_is_one_message(arguments, capsys, changes, words):

@@ -297,6 +297,9 @@ def test_what_cannot_be_loaded_is_one_error(model):
     assert str(checkpoint) in message and "cannot be read" in message
     (model / "plans.json").unlink()
     assert "plans.json" in error()
+    for fold in ("0", "all"):
+        (model / f"fold_{fold}" / "checkpoint_final.pth").unlink()
+    assert "No fold has been trained; train one first (`unimrseg train`)." in error()
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,9 @@ def test_every_problem_of_the_input_is_told_before_anything_is_computed(tmp_path
     tiny.write_case(tmp_path / "in", "b", data[:, :-1], (0,))
     tiny.write_case(tmp_path / "in", "b", data, (1,))
     (tmp_path / "in" / "c_0003.nii.gz").write_bytes(b"")
+    (tmp_path / "in" / "no_suffix.nii.gz").write_bytes(b"")
     with pytest.raises(UserError) as caught:
         reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
-    assert "differ in shape" in str(caught.value) and "c_0003" in str(caught.value)
+    for problem in ("has 3 problem(s)", "differ in shape", "c_0003", "no_suffix"):
+        assert problem in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `unimrseg train`: those of nnUNetv2_train that all stages share."""
     parser.add_argument("dataset_name_or_id", help="number or name of the dataset")
     parser.add_argument("configuration", help="configuration, as in 3d_fullres")
-    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("fold", help="0 to 4, or all; for other numbers nnU-Net draws a random 80:20 split")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: nnUNetPlans)")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="default: 1")
