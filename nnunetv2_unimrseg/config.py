@@ -210,9 +210,9 @@ class Stage3Config(TrainingConfig):
     )
     subsets_per_step: int | str = option(
         1,
-        "Incomplete views of each patch in a step, dealt from a shuffled deck; 'all' takes every incomplete subset "
-        "in every step, and in short trainings cost 3.4 Dice points (2.3 to 4.7) on incomplete input "
-        "(docs/benchmarks.md, sarcoma, 5 folds, 1 seed, as the figures below).",
+        "Incomplete views of each patch in a step (more than there are means all), dealt from a shuffled deck; 'all' "
+        "takes every incomplete subset in every step, and in short trainings cost 3.4 Dice points (2.3 to 4.7) on "
+        "incomplete input (docs/benchmarks.md, sarcoma, 5 folds, 1 seed, as the figures below).",
         low=1,
         choices=("all",),
     )
