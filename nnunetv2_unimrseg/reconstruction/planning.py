@@ -80,16 +80,14 @@ def plan_cases(
     used = find_cases(images, modalities, file_ending, chosen, problems)
     every = used if chosen is None or problems else find_cases(images, modalities, file_ending, None, [])
     problems += _repeated_names(used, file_ending)
-    check = {"reader": reader, "modalities": modalities, "file_ending": file_ending, "show_progress": show_progress}
-    if problems:
-        check_cases(used[part], chosen=chosen, problems=problems, **check)  # raises: one error with what else is wrong
     check_folder(output, [file for files in every for file in files], file_ending)
     pairs = [
         (files, all_files if scores else files)
         for files, all_files in list(zip(used, every, strict=True))[part]
         if not (skip_done and _montage(output, case_name(files, file_ending)).is_file())
     ]
-    available = check_cases([files for files, _ in pairs], chosen=chosen, **check)
+    check = {"reader": reader, "modalities": modalities, "file_ending": file_ending, "show_progress": show_progress}
+    available = check_cases([files for files, _ in pairs], chosen=chosen, problems=problems, **check)
     if with_truth := [all_files for files, all_files in pairs if len(all_files) > len(files)]:
         check_cases(with_truth, **check)
     cases = []
