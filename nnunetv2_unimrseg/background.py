@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+MOST_READING_THREADS = 4
+"""Each holds a case in memory."""
 
 _POLL_S = 0.2
 
@@ -68,3 +75,27 @@ def in_background(producers: Iterable[Callable[[], Iterable[T]]], threads: int) 
                 yield value
     finally:
         stopped.set()
+
+
+def map_in_threads(function: Callable[[S], T], items: Sequence[S], threads: int | None = None) -> Iterator[T]:
+    """Yield a function's result for each item, in order; no more than `threads` results wait.
+
+    Args:
+        function: called in other threads.
+        items: what it is called with.
+        threads: how many; None for one each core, at most `MOST_READING_THREADS`.
+
+    Raises:
+        Exception: whatever the function raises; what was not begun is left out.
+    """
+    threads = threads or min(MOST_READING_THREADS, os.cpu_count() or 1)
+    left = iter(items)
+    begun: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for _ in items:
+            while len(begun) < 2 * threads and (item := next(left, None)) is not None:
+                begun.append(pool.submit(function, item))
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

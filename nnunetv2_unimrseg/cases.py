@@ -6,17 +6,21 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.background import map_in_threads
+from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
+from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.folders import read_json, write_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reading import (
     assign_channels,
     case_name,
+    channel_files,
     check_intensities,
     no_suffix,
     read_case,
@@ -25,6 +29,7 @@ from nnunetv2_unimrseg.reading import (
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 REPORT_NAME = "modalities.json"
 """The file beside the segmentations that says which modalities each case had."""
@@ -39,6 +44,8 @@ def find_cases(
     file_ending: str,
     chosen: Subset | None,
     problems: list[str],
+    *,
+    tell: bool = True,
 ) -> list[list[str]]:
     """Find the files of each case.
 
@@ -48,14 +55,19 @@ def find_cases(
         modalities: the dataset's modalities.
         file_ending: as in dataset.json.
         chosen: the only modalities whose files are wanted; None for all.
-        problems: is appended to for a file without channel suffix, an unknown channel, and a case without files.
+        problems: is appended to for a file without channel suffix, an unknown channel, a case without files, and what
+            looks like a scan (of a wanted modality) and cannot be used as one (see `scan_folder`).
+        tell: whether to print how many hidden files were ignored.
 
     Raises:
-        UserError: when the folder is absent or holds no file of that ending.
+        UserError: when the folder is absent or cannot be read, or holds no usable file of that ending (then what looks
+            like scans is listed); when the list is empty, or a flat list of files.
     """
     if isinstance(source, str | os.PathLike):
-        cases = _cases_of_folder(Path(source), modalities, file_ending, problems)
+        cases = _cases_of_folder(Path(source), modalities, file_ending, chosen, problems, tell)
     else:
+        source = list(source)
+        _refuse_flat_list(source, file_ending)
         cases = [[str(file) for file in files] for files in source]
         problems += [f"case number {number}: no file." for number, files in enumerate(cases) if not files]
         if not cases:
@@ -65,26 +77,68 @@ def find_cases(
     return [files for files in cases if files]
 
 
-def _cases_of_folder(folder: Path, modalities: Modalities, file_ending: str, problems: list[str]) -> list[list[str]]:
+def _refuse_flat_list(source: Sequence[object], file_ending: str) -> None:
+    flat = [os.fspath(entry) for entry in source if isinstance(entry, str | os.PathLike)]
+    if not flat:
+        return
+    cases: dict[str, list[str]] = {}
+    for file in flat:
+        cases.setdefault(case_name([str(file)], file_ending), []).append(str(file))
+    shown = ", ".join("[" + ", ".join(f'"{file}"' for file in files) + "]" for files in list(cases.values())[:2])
+    raise UserError(
+        f"The list of cases must hold a list with the files of each case; it holds {counted(len(flat), 'path')} "
+        f"itself, such as {flat[0]}. Give [{shown}{', ...' if len(cases) > 2 else ''}], or the folder that holds them."
+    )
+
+
+def _cases_of_folder(
+    folder: Path, modalities: Modalities, file_ending: str, chosen: Subset | None, problems: list[str], tell: bool
+) -> list[list[str]]:
     if not folder.is_dir():
-        raise UserError(f"There is no input folder {folder}.")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    images = [name for name in names if name.endswith(file_ending)]
-    if not images:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        if folder.is_file():
+            raise UserError(f"There is no input folder {folder}: it is a file. Give the folder that it lies in.")
+        link = f" {folder} {why_unusable(folder)}" if folder.is_symlink() else ""
+        raise UserError(f"There is no input folder {folder}.{link}")
+    contents = scan_folder(folder, file_ending)
+    unusable = [
+        str(scan)
+        for scan in contents.unusable
+        if chosen is None or scan.channel is None or scan.channel >= len(chosen) or chosen[scan.channel]
+    ]
+    if not contents.images:
+        found = f"It holds: {_held(contents)}."
+        if unusable:
+            found = f"What looks like scans cannot be used:\n{listed(unusable)}"
         raise UserError(
             f"The input folder {folder} holds no file that ends with '{file_ending}', as this dataset's images do. "
-            f"It holds: {shown or 'no files'}."
+            f"{found}"
         )
+    if contents.hidden and tell:
+        print(f"Ignored {_hidden(contents)}.")
+    problems += unusable
     cases: dict[str, list[str]] = {}
-    for name in images:
-        split = split_name(name, file_ending)
-        path = str(folder / name)
+    for path in contents.images:
+        split = split_name(path, file_ending)
         if split is None:
-            problems.append(no_suffix(path, modalities, file_ending))
+            problems.append(no_suffix(str(path), modalities, file_ending))
         else:
-            cases.setdefault(split[0], []).append(path)
+            cases.setdefault(split[0], []).append(str(path))
     return [cases[name] for name in sorted(cases)]
+
+
+def _held(contents: FolderContents) -> str:
+    """Say what a folder without usable images holds."""
+    names = sorted([*contents.others, *(scan.path.name for scan in contents.unusable)])
+    words = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    if not contents.hidden:
+        return words or "no files"
+    hidden = f"{_hidden(contents)}, which {'is' if len(contents.hidden) == 1 else 'are'} ignored"
+    return f"{words}, and {hidden}" if words else f"only {hidden}"
+
+
+def _hidden(contents: FolderContents) -> str:
+    such_as = "" if len(contents.hidden) == 1 else "such as "
+    return f"{counted(len(contents.hidden), 'hidden file')}, {such_as}{contents.hidden[0].name}"
 
 
 def _only(chosen: Subset, files: list[str], modalities: Modalities, file_ending: str, problems: list[str]) -> list[str]:
@@ -113,17 +167,19 @@ def check_cases(
     modalities: Modalities,
     file_ending: str,
     *,
+    plans: tuple[PlansManager, ConfigurationManager] | None = None,
     chosen: Subset | None = None,
     problems: Sequence[str] = (),
     show_progress: bool = True,
 ) -> list[Subset]:
-    """Read and check all cases before anything is computed.
+    """Read and check all cases, several at a time, before anything is computed.
 
     Args:
         cases: the files of each case, as `find_cases` returns them.
         reader: an instance of the plans' reader.
         modalities: the dataset's modalities.
         file_ending: as in dataset.json.
+        plans: with which the cases will be preprocessed; None leaves out whether they can be.
         chosen: the only modalities that may be used; None for all.
         problems: what was found before, to be told with the rest.
         show_progress: whether to show a progress bar.
@@ -134,23 +190,38 @@ def check_cases(
     Raises:
         UserError: one error that lists every problem of every case.
     """
-    found = list(problems)
-    available = []
-    for files in tqdm(cases, desc="Checking cases", disable=not show_progress):
-        of_case: list[str] = []
-        read = read_case(files, reader, modalities, file_ending, of_case)
-        subset = () if read is None else check_intensities(read[0], modalities, of_case)
-        unwanted = [present and not wanted for present, wanted in zip(subset, chosen or subset, strict=False)]
-        if any(unwanted):
-            of_case.append(
-                f"{files[0]} also holds {modalities.describe(unwanted)}, which was not asked for. Split it into one "
-                "file a modality."
-            )
-        name = case_name(files, file_ending)
-        found += [f"case '{name}': {problem}" for problem in of_case]
-        available.append(subset)
-    raise_for_input(found)
-    return available
+    check = partial(_check_case, reader, modalities, file_ending, plans, chosen)
+    results = map_in_threads(check, cases)
+    checked = list(tqdm(results, desc="Checking cases", total=len(cases), disable=not show_progress))
+    raise_for_input([*problems, *(problem for _, of_case in checked for problem in of_case)])
+    return [available for available, _ in checked]
+
+
+def _check_case(
+    reader: BaseReaderWriter,
+    modalities: Modalities,
+    file_ending: str,
+    plans: tuple[PlansManager, ConfigurationManager] | None,
+    chosen: Subset | None,
+    files: Sequence[str],
+) -> tuple[Subset, list[str]]:
+    """Return the available modalities of a case, and its problems."""
+    problems: list[str] = []
+    read = read_case(files, reader, modalities, file_ending, problems)
+    available = () if read is None else check_intensities(read[0], modalities, problems)
+    unwanted = [present and not wanted for present, wanted in zip(available, chosen or available, strict=False)]
+    if any(unwanted):
+        problems.append(
+            f"{files[0]} also holds {modalities.describe(unwanted)}, which was not asked for. Split it into one file a "
+            "modality."
+        )
+    if plans is not None and read is not None and not problems:
+        from nnunetv2_unimrseg.preprocessing import preprocessing_problems
+
+        of_channels = channel_files(files, modalities, file_ending)
+        problems += preprocessing_problems(*read, available, modalities, *plans, of_channels)
+    name = case_name(files, file_ending)
+    return available, [f"case '{name}': {problem}" for problem in problems]
 
 
 def naming_problems(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
@@ -173,10 +244,7 @@ def naming_problems(cases: Sequence[Sequence[str]], file_ending: str) -> list[st
 def raise_for_input(problems: Sequence[str]) -> None:
     """Raise one UserError that lists the problems of an input, if there are any."""
     if problems:
-        raise UserError(
-            f"The input has {len(problems)} problem(s); nothing was computed:\n"
-            + "\n".join(f"  - {problem}" for problem in problems)
-        )
+        raise UserError(f"The input has {counted(len(problems), 'problem')}; nothing was computed:\n{listed(problems)}")
 
 
 def report_of(available: Subset, modalities: Modalities) -> dict[str, list[str]]:

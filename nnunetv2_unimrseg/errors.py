@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(RuntimeError):
@@ -25,3 +25,15 @@ def nearest(word: object, candidates: Iterable[object]) -> str:
     by_folded = {str(candidate).casefold(): str(candidate) for candidate in candidates}
     found = difflib.get_close_matches(str(word).casefold(), list(by_folded), n=1, cutoff=0.5)
     return f" Did you mean '{by_folded[found[0]]}'?" if found else ""
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 problem", "5 problems"; `plural` for nouns whose plural is not made with s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(entries: Sequence[object], most: int | None = None) -> str:
+    """Return one line an entry, each after a dash; only the first `most`, and how many more there are."""
+    shown = [f"  - {entry}" for entry in entries[:most]]
+    left = len(entries) - len(shown)
+    return "\n".join([*shown, f"  - and {left} more"] if left else shown)

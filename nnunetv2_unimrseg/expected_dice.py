@@ -19,8 +19,8 @@ from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.stored_evaluation import (
     StoredEvaluation,
     evaluate_command,
@@ -71,14 +71,15 @@ def read_evaluated_model(checkpoints: Sequence[Path]) -> EvaluatedModel:
     """Read what the checkpoints of a model, one a fold, hold.
 
     Raises:
-        UserError: when one cannot be read, or its weights changed since the evaluation in it was stored.
+        UserError: when one or the model's dataset.json cannot be used, or its weights changed since the evaluation in
+            it was stored.
     """
     folds = []
     for path in dict.fromkeys(checkpoints):
         checkpoint = read_checkpoint(path)
         folds.append(read_stored_evaluations(checkpoint, path))
     evaluation, why_none = pooled(folds)
-    modalities = Modalities.from_dataset_json(read_json(path.parent.parent / "dataset.json"))
+    modalities = Modalities.from_dataset_json(read_dataset_json(path.parent.parent / "dataset.json"))
     if evaluation is not None and tuple(evaluation.modalities) != modalities.names:
         evaluation, why_none = None, (
             f"the stored evaluation is of the modalities {', '.join(evaluation.modalities)}, but dataset.json beside "

@@ -6,15 +6,14 @@ it was looked for.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError, nearest
+from nnunetv2_unimrseg.utils.files import read_json, write_json, write_text  # noqa: F401
 
 RAW = "nnUNet_raw"
 VARIABLES = (RAW, "nnUNet_preprocessed", "nnUNet_results")
@@ -116,47 +115,6 @@ def _is_called(name: str, name_or_id: str) -> bool:
 def _dataset_names(*variables: str) -> list[str]:
     folders = [Path(os.environ[variable]) for variable in variables if os.environ.get(variable)]
     return sorted({entry.name for folder in folders for entry in folder.glob("Dataset*") if entry.is_dir()})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: when the file is absent, is no JSON, or holds something else than an object; names the file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}. Mend or remove it.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}.")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object as nnU-Net formats it; see `write_text`."""
-    write_text(path, json.dumps(content, indent=4))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old file or the new one.
-
-    Raises:
-        UserError: when the folder cannot be written to; the file is as it was.
-    """
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        if path.exists():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}. Nothing was changed.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plans_path(dataset: str, plans_identifier: str) -> Path:

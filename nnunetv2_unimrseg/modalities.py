@@ -8,9 +8,13 @@ there are 2^C - 1 subsets, of which 2^C - 2 are *incomplete*.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
-from nnunetv2_unimrseg.errors import UserError, nearest
+from nnunetv2_unimrseg.errors import UserError, counted, nearest
 
 Subset = tuple[bool, ...]
 
@@ -36,21 +40,23 @@ class Modalities:
             text if folded.count(text.casefold()) == 1 else f"{text}_{number}" for number, text in enumerate(texts)
         )
         if len(self.names) < 2:
-            raise UserError(
-                f"Nothing can be missing: this dataset has {len(self.names)} modality ({', '.join(self.names)}). "
-                "UniMRSeg needs at least two entries in dataset.json's 'channel_names'; use nnUNetTrainer instead."
-            )
+            raise UserError(_too_few(self.names))
 
     @classmethod
-    def from_dataset_json(cls, dataset_json: dict) -> Modalities:
-        """Read the names from dataset.json (`channel_names`, or `modality` in old ones)."""
-        channels = dataset_json.get("channel_names", dataset_json.get("modality"))
-        if channels is None:
-            raise UserError(
-                "dataset.json names no channels: it has neither 'channel_names' nor 'modality'. "
-                'Add "channel_names": {"0": "FLAIR", "1": "T1", ...}.'
-            )
-        return cls([channels[key] for key in sorted(channels, key=int)])
+    def from_dataset_json(cls, dataset_json: Mapping[str, Any]) -> Modalities:
+        """Read the names from dataset.json (`channel_names`, or `modality` in old ones).
+
+        Raises:
+            UserError: one error that lists all that is wrong with the channels (see `check_channels`).
+        """
+        if not isinstance(dataset_json, Mapping):
+            raise UserError(f"dataset.json must hold a JSON object, found {shown(dataset_json)}.")
+        found, channels = check_channels(dataset_json)
+        if found:
+            line = f'"{channels_key(dataset_json)}": {json.dumps(channels or EXAMPLE, ensure_ascii=False)}'
+            write = f" Write: {line}" if channels else f" Write, for example: {line}"
+            raise UserError(" ".join(found) + (write if len(channels) != 1 else ""))
+        return cls(list(channels.values()))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,6 +97,107 @@ class Modalities:
     def describe(self, subset: Sequence[bool]) -> str:
         """Return the names in a subset joined by "+", as in "T1+FLAIR"."""
         return "+".join(name for name, available in zip(self.names, subset, strict=True) if available)
+
+
+EXAMPLE = {"0": "FLAIR", "1": "T1"}
+"""Of `channel_names`."""
+
+
+def channels_key(dataset_json: Mapping[str, Any]) -> str:
+    """Return the key under which dataset.json names its channels: `channel_names`, or `modality` in old ones."""
+    return "modality" if "modality" in dataset_json and "channel_names" not in dataset_json else "channel_names"
+
+
+def check_channels(dataset_json: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Find what is wrong with the channels that dataset.json names; raises nothing.
+
+    Returns:
+        One sentence a mistake, and the corrected `channel_names` in channel order (empty where they cannot be told).
+    """
+    key = channels_key(dataset_json)
+    if key not in dataset_json:
+        return ['"channel_names" is absent.'], {}
+    found: list[str] = []
+    entries = _numbered_names(dataset_json[key], key, found)
+    if entries is None:
+        return found, {}
+    _check_numbers(entries, key, found)
+    if len({whole_number(number) for number, _ in entries} - {None}) == len(entries):
+        entries.sort(key=lambda entry: whole_number(entry[0]))
+    channels = {}
+    for place, (number, name) in enumerate(entries):
+        if not isinstance(name, str):
+            found.append(f'The name of channel {shown(number)} in "{key}" is {shown(name)}, but it must be text.')
+            if isinstance(number, str) and whole_number(number) is None:
+                name = number
+            name = f"modality_{place}" if name is None or isinstance(name, list | dict) else str(name)
+        channels[str(place)] = name
+    if key == "channel_names" and "modality" in dataset_json:
+        other = dataset_json["modality"]
+        if not isinstance(other, Mapping | Sequence) or len(other) != len(channels):
+            found.append(
+                f'"modality": {shown(other)}, the old name of "channel_names", is there too, and nnU-Net counts the '
+                'channels by it. Remove "modality".'
+            )
+    if len(channels) < 2:
+        found.append(_too_few(list(channels.values())))
+    return found, channels
+
+
+def _numbered_names(channels: object, key: str, found: list[str]) -> list[tuple[Any, Any]] | None:
+    """Return pairs of a number and a name, turned round where they are reversed."""
+    if isinstance(channels, list | tuple) and all(isinstance(name, str) for name in channels):
+        found.append(f'"{key}" is a list, but it must be an object from channel numbers to names.')
+        return [(str(number), name) for number, name in enumerate(channels)]
+    if not isinstance(channels, Mapping):
+        found.append(f'"{key}" is {shown(channels)}, but it must be an object from channel numbers to names.')
+        return None
+    entries = list(channels.items())
+    no_numbers = [name for name, _ in entries if whole_number(name) is None]
+    if no_numbers and all(whole_number(value) is not None for _, value in entries):
+        found.append(f'"{key}" is reversed: the channel numbers must stand before the names.')
+        return [(number, name) for name, number in entries]
+    return entries
+
+
+def _check_numbers(entries: Sequence[tuple[Any, Any]], key: str, found: list[str]) -> None:
+    numbers = [whole_number(number) for number, _ in entries]
+    unknown = [shown(number) for (number, _), known in zip(entries, numbers, strict=True) if known is None]
+    twice = [shown(number) for (number, _), known in zip(entries, numbers, strict=True) if numbers.count(known) > 1]
+    if unknown:
+        found.append(f'"{key}" has {", ".join(unknown)} where channel numbers ("0", "1", ...) must stand.')
+    elif twice:
+        found.append(f'"{key}" numbers several channels alike: {", ".join(twice)}.')
+    elif sorted(numbers) != list(range(len(numbers))):
+        found.append(
+            f'"{key}" has the channel numbers {", ".join(map(str, sorted(numbers)))}, but they must be 0, 1, 2, ... '
+            "without a gap, as in the names of the image files (_0000, _0001, ...)."
+        )
+
+
+def _too_few(names: Sequence[str]) -> str:
+    there = f"{counted(len(names), 'modality', 'modalities')}{f' ({names[0]})' if names else ''}"
+    return (
+        f"Nothing can be missing: this dataset has {there}. "
+        "UniMRSeg needs at least two entries in dataset.json's 'channel_names'; use nnUNetTrainer instead."
+    )
+
+
+def whole_number(value: object) -> int | None:
+    """Return the whole number that a value of a JSON file is or stands for (2, 2.0, "2", "0002"), else None."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value, re.ASCII) else None
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    return None
+
+
+def shown(value: object) -> str:
+    """Return a value as a JSON file has it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def all_subsets(num_modalities: int) -> list[Subset]:

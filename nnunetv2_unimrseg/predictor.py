@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -18,16 +17,25 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_unimrseg.cases import check_cases, find_cases, naming_problems, print_report, report_of, write_report
+from nnunetv2_unimrseg.cases import check_cases, find_cases, print_report, report_of, write_report
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.inference.arrays import Names, as_list, check_properties, scatter
+from nnunetv2_unimrseg.inference.jobs import (
+    Files,
+    Job,
+    check_numbers,
+    planned_outputs,
+    previous_stage_problems,
+    record_call,
+)
+from nnunetv2_unimrseg.inference.pipeline import Setting, export_problem, predict_jobs
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.nnunet.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.preprocessing import modalities_of, read_absent_files
 from nnunetv2_unimrseg.reading import case_name
 from nnunetv2_unimrseg.trained_model import Fold, check_trained_model, findable_trainers
-
-Files = str | os.PathLike | Sequence[Sequence[str | os.PathLike]]
-Names = Sequence[str | int]
+from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 
 
 class UniMRSegPredictor(nnUNetPredictor):
@@ -100,6 +108,8 @@ class UniMRSegPredictor(nnUNetPredictor):
     def _accept_absent_files(self) -> None:
         modalities_of(self.configuration_manager, self.dataset_json)
         read_absent_files(self.configuration_manager)
+        write_whole_segmentations(self.plans_manager)
+        self.configuration_manager.folder_was_checked = True  # by find_cases, for whatever this predictor is given
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """Predict a preprocessed image `(C, X, Y, Z)`, NaN in missing channels, as nnU-Net does."""
@@ -127,7 +137,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         part_id: int = 0,
         *,
         modalities: Names | None = None,
-    ) -> list[np.ndarray] | None:
+    ) -> list[Any]:
         """Segment cases, each given by any non-empty subset of its files.
 
         Args:
@@ -136,54 +146,57 @@ class UniMRSegPredictor(nnUNetPredictor):
             output_folder_or_list_of_truncated_output_files: a folder, or a path without file ending for each case, or
                 None to return the segmentations.
             save_probabilities: as in nnU-Net, like all that follows.
-            overwrite: False leaves out cases that are done.
-            num_processes_preprocessing: 0, if that is 0 too: no other processes.
-            num_processes_segmentation_export: see above.
+            overwrite: False leaves out cases that are done: whose files are there and whole.
+            num_processes_preprocessing: 0 preprocesses in this process.
+            num_processes_segmentation_export: 0 exports in this process.
             folder_with_segs_from_prev_stage: for a cascade.
             num_parts: predict every `num_parts`-th case only ...
             part_id: ... starting with this one.
             modalities: use only these, by name or channel number; None uses every file.
 
         Returns:
-            What nnU-Net returns: one entry a case.
+            An entry for each case that was predicted: None, or what was not written: the segmentation, with
+            `save_probabilities` a pair of it and the probabilities.
 
         Raises:
-            UserError: one error that lists every problem of every case; then nothing was computed or written.
+            UserError: one error that lists every problem of every case; then nothing was computed or written. And
+                when something cannot be written whole; then what was finished before stays.
         """
-        if not 0 <= part_id < num_parts:
-            raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
         processes = num_processes_preprocessing, num_processes_segmentation_export
-        if min(processes) < 0 or (min(processes) == 0) != (max(processes) == 0):
-            raise UserError(
-                "The numbers of processes for preprocessing (npp) and for export (nps) are either both 0 (no other "
-                f"processes) or both at least 1; they are {processes[0]} and {processes[1]}."
-            )
-        part = slice(part_id, None, num_parts)
-        cases, output = self._checked(
+        check_numbers(num_parts, part_id, processes)
+        jobs = self._checked_jobs(
             list_of_lists_or_source_folder,
             output_folder_or_list_of_truncated_output_files,
             save_probabilities=save_probabilities,
             overwrite=overwrite,
             previous=folder_with_segs_from_prev_stage,
-            part=part,
+            part=slice(part_id, None, num_parts),
             chosen=modalities,
         )
-        if max(processes) == 0:
-            cases, output = cases[part], output[part] if isinstance(output, list) else output
-            if not cases:
-                return []
-            return self._stock().predict_from_files_sequential(
-                cases, output, save_probabilities, overwrite, folder_with_segs_from_prev_stage
+        if jobs and output_folder_or_list_of_truncated_output_files is not None:
+            record_call(
+                output_folder_or_list_of_truncated_output_files,
+                {
+                    "list_of_lists_or_source_folder": list_of_lists_or_source_folder,
+                    "output_folder_or_list_of_truncated_output_files": output_folder_or_list_of_truncated_output_files,
+                    "save_probabilities": save_probabilities,
+                    "overwrite": overwrite,
+                    "num_processes_preprocessing": num_processes_preprocessing,
+                    "num_processes_segmentation_export": num_processes_segmentation_export,
+                    "folder_with_segs_from_prev_stage": folder_with_segs_from_prev_stage,
+                    "num_parts": num_parts,
+                    "part_id": part_id,
+                    "modalities": modalities,
+                },
+                self.dataset_json,
+                self.plans_manager.plans,
             )
-        return self._stock().predict_from_files(
-            cases,
-            output,
-            save_probabilities,
-            overwrite,
-            *processes,
-            folder_with_segs_from_prev_stage,
-            num_parts,
-            part_id,
+        return predict_jobs(
+            self,
+            jobs,
+            self._setting(save_probabilities),
+            num_processes_preprocessing=num_processes_preprocessing,
+            num_processes_export=num_processes_segmentation_export,
         )
 
     def predict_from_files_sequential(
@@ -195,7 +208,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         folder_with_segs_from_prev_stage: str | None = None,
         *,
         modalities: Names | None = None,
-    ) -> list[np.ndarray] | None:
+    ) -> list[Any]:
         """Segment cases without other processes; see `predict_from_files`."""
         return self.predict_from_files(
             list_of_lists_or_source_folder,
@@ -208,16 +221,7 @@ class UniMRSegPredictor(nnUNetPredictor):
             modalities=modalities,
         )
 
-    def _stock(self) -> nnUNetPredictor:
-        """Return this predictor with nnU-Net's own entrances, which take no parameter that nnU-Net does not know."""
-        entrances = {
-            name: getattr(nnUNetPredictor, name) for name in ("predict_from_files", "predict_from_files_sequential")
-        }
-        stock = copy.copy(self)
-        stock.__class__ = type(type(self).__name__, (type(self),), entrances)
-        return stock
-
-    def _checked(
+    def _checked_jobs(
         self,
         source: Files,
         output: str | os.PathLike | Sequence[str] | None,
@@ -227,62 +231,60 @@ class UniMRSegPredictor(nnUNetPredictor):
         previous: str | None,
         part: slice,
         chosen: Names | None,
-    ) -> tuple[list[list[str]], str | list[str] | None]:
-        """Check what is to be predicted, report its modalities, and return all cases and outputs as nnU-Net's types."""
+    ) -> list[Job]:
+        """Check all that is to be predicted, report its modalities, and make the output folders."""
         modalities, ending = self.modalities, self.dataset_json["file_ending"]
+        reader = self.plans_manager.image_reader_writer_class()
         subset = None if chosen is None else modalities.subset(chosen)
         problems: list[str] = []
         cases = find_cases(source, modalities, ending, subset, problems)
-        if isinstance(output, str | os.PathLike):
-            output = os.fspath(output)
-            problems += naming_problems(cases, ending)
-        elif output is not None:
-            output = [os.fspath(path) for path in output]
-            if len(output) != len(cases) and not problems:
-                raise UserError(f"There are {len(cases)} cases and {len(output)} output files; give one for each case.")
-        problems += self._cascade_problems(cases[part], previous)
-        if problems:
-            selected, outputs = cases[part], None
-        else:
-            with contextlib.redirect_stdout(io.StringIO()):
-                selected, outputs, _ = self._manage_input_and_output_lists(
-                    cases, output, previous, overwrite, part.start, part.step, save_probabilities
-                )
-        reader = self.plans_manager.image_reader_writer_class()
-        available = check_cases(
-            selected, reader, modalities, ending, chosen=subset, problems=problems, show_progress=self.allow_tqdm
-        )
-        self._report([case_name(files, ending) for files in selected], outputs, available)
-        for folder in {Path(output)} if isinstance(output, str) else {Path(path).parent for path in output or ()}:
-            folder.mkdir(parents=True, exist_ok=True)
-        return cases, output
-
-    def _cascade_problems(self, cases: Sequence[Sequence[str]], previous: str | None) -> list[str]:
-        stage = self.configuration_manager.previous_stage_name
-        if stage is not None and previous is None:
-            raise UserError(
-                f"This is a cascade: it needs the segmentations of its previous stage, {stage}. Predict with that "
-                "first and give the folder (-prev_stage_predictions, folder_with_segs_from_prev_stage)."
-            )
-        if previous is None:
-            return []
-        ending = self.dataset_json["file_ending"]
-        needed = {name: Path(previous) / f"{name}{ending}" for name in (case_name(files, ending) for files in cases)}
-        return [
-            f"case '{name}': the previous stage's segmentation {path} is not there."
-            for name, path in needed.items()
-            if not path.is_file()
+        outputs = planned_outputs(source, output, cases, ending, problems)
+        if previous is not None and isinstance(output, str | os.PathLike):
+            check_output_folder(output, [previous])
+        problems += previous_stage_problems(cases[part], previous, ending, self.configuration_manager, reader)
+        selected = [
+            Job(tuple(files), place, previous and os.path.join(previous, case_name(files, ending) + ending))
+            for files, place in list(zip(cases, outputs, strict=True))[part]
         ]
+        if not overwrite and not problems:
+            selected = [job for job in selected if not self._is_done(job, save_probabilities)]
+        available = check_cases(
+            [job.files for job in selected],
+            reader,
+            modalities,
+            ending,
+            plans=(self.plans_manager, self.configuration_manager),
+            chosen=subset,
+            problems=problems,
+            show_progress=self.allow_tqdm,
+        )
+        self._report(selected, available)
+        return selected
 
-    def _report(self, names: Sequence[str], outputs: Sequence[str] | None, available: Sequence[tuple]) -> None:
-        folders: dict[Path, dict[str, Any]] = {}
-        for index, subset in enumerate(available):
-            written = Path(names[index]) if outputs is None else Path(outputs[index])
-            folders.setdefault(written.parent, {})[written.name] = report_of(subset, self.modalities)
+    def _setting(self, save_probabilities: bool) -> Setting:
+        managers = self.plans_manager, self.configuration_manager
+        return Setting(*managers, self.dataset_json, save_probabilities, self.verbose_preprocessing)
+
+    def _is_done(self, job: Job, save_probabilities: bool) -> bool:
+        if job.output is None:
+            return False
+        setting = self._setting(save_probabilities)
+        problem = export_problem(job.output, setting, self.plans_manager.image_reader_writer_class())
+        if problem:
+            print(f"{problem}. It is predicted again.")
+        return problem is None
+
+    def _report(self, jobs: Sequence[Job], available: Sequence[tuple]) -> None:
+        folders: dict[Path | None, dict[str, Any]] = {}
+        for job, subset in zip(jobs, available, strict=True):
+            name = case_name(job.files, self.dataset_json["file_ending"])
+            folder, name = (None, name) if job.output is None else (Path(job.output).parent, Path(job.output).name)
+            folders.setdefault(folder, {})[name] = report_of(subset, self.modalities)
         for folder, reports in folders.items():
-            if outputs is not None:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 write_report(folder, reports)
-            self.report_cases(None if outputs is None else folder, reports)
+            self.report_cases(folder, reports)
 
     def report_cases(self, folder: Path | None, reports: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """Tell, before predicting into `folder`, what each case has (see `cases.report_of`); may be replaced."""
@@ -312,7 +314,15 @@ class UniMRSegPredictor(nnUNetPredictor):
             num_processes_segmentation_export: see above.
             available: the modalities that are there, the same for all images, or one such list for each image.
         """
-        images = image_or_list_of_images if isinstance(image_or_list_of_images, list) else [image_or_list_of_images]
+        images, properties = as_list(image_or_list_of_images), as_list(properties_or_list_of_properties)
+        outputs = as_list(truncated_ofname)
+        if len(properties) != len(images) or len(outputs) not in (0, len(images)):
+            raise UserError(
+                f"There are {len(images)} images, {len(properties)} properties and {len(outputs)} output files; give "
+                "properties, and where something is to be written a file, for each image."
+            )
+        for entry in properties:
+            check_properties(entry, self.plans_manager.plans["image_reader_writer"] if outputs else None)
         each = [available] * len(images)
         if available is not None and len(available) and not isinstance(available[0], str | int):
             each = list(available)
@@ -350,8 +360,10 @@ class UniMRSegPredictor(nnUNetPredictor):
                 all but those of one constant intensity.
 
         Raises:
-            UserError: for an unknown or doubled modality, or another number of channels.
+            UserError: for an unknown or doubled modality, another number of channels, or properties without a spacing.
         """
+        reader = self.plans_manager.plans["image_reader_writer"] if output_file_truncated is not None else None
+        check_properties(image_properties, reader)
         return super().predict_single_npy_array(
             scatter(input_image, self.modalities, available),
             image_properties,
@@ -359,37 +371,3 @@ class UniMRSegPredictor(nnUNetPredictor):
             output_file_truncated,
             save_or_return_probabilities,
         )
-
-
-def scatter(image: np.ndarray, modalities: Modalities, available: Names | None) -> np.ndarray:
-    """Put the available modalities of a raw image into their channels, zeros into all others.
-
-    Args:
-        image: (C, X, Y, Z), or (len(available), X, Y, Z) in the order of `available`.
-        modalities: the C modalities.
-        available: names or channel numbers; None returns `image` as it is.
-
-    Raises:
-        UserError: for an unknown or doubled modality, another number of channels, or all modalities in another order
-            than the channels', where it is not known which order the image has.
-    """
-    if available is None:
-        return image
-    names = [available] if isinstance(available, str | int) else list(available)
-    modalities.subset(names)
-    channels = [modalities.channel(name) for name in names]
-    if len(set(channels)) < len(channels):
-        raise UserError(f"A modality is named twice in available = {names}.")
-    if image.ndim != 4 or len(image) not in (len(modalities), len(channels)):
-        raise UserError(
-            f"With available = {names} an image has either the shape ({len(modalities)}, X, Y, Z), all channels "
-            f"({', '.join(modalities)}), or ({len(channels)}, X, Y, Z), those named; this one has {image.shape}."
-        )
-    if len(channels) == len(modalities) and channels != sorted(channels):
-        raise UserError(
-            f"available = {names} names every modality in another order than the channels'. Give them, and the image, "
-            f"in the order {', '.join(modalities)}, or leave 'available' out."
-        )
-    scattered = np.zeros((len(modalities), *image.shape[1:]), dtype=image.dtype)
-    scattered[channels] = image[channels] if len(image) == len(modalities) else image
-    return scattered

@@ -7,14 +7,19 @@ the other channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.data.normalised import Normalisation, normalisation_problems, size_problem
+from nnunetv2_unimrseg.data.scan_folder import scan_folder
+from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.reading import case_name, check_intensities, raise_for_case, read_case
+from nnunetv2_unimrseg.reading import case_name, check_intensities, raise_for_case, read_case, split_name
 
 
 class UniMRSegPreprocessor(DefaultPreprocessor):
@@ -44,7 +49,8 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         Raises:
             UserError: listing all that is wrong with the case: no file, a name without channel suffix, an unknown or
                 doubled channel, an unreadable or truncated file, files that differ in shape, spacing or position, NaN
-                or Inf, no available modality.
+                or Inf, no available modality; what lies beside the first file, looks like a scan of the case and
+                cannot be used (see `UniMRSegConfigurationManager.folder_was_checked`).
         """
         if isinstance(dataset_json, str):
             dataset_json = load_json(dataset_json)
@@ -52,17 +58,23 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         reader = plans_manager.image_reader_writer_class()
         name = case_name(image_files, dataset_json["file_ending"])
         problems: list[str] = []
+        was_checked = getattr(configuration_manager, "folder_was_checked", False)
+        if not was_checked:
+            problems += _unnoticed_scans(image_files, dataset_json["file_ending"])
         read = read_case(image_files, reader, modalities, dataset_json["file_ending"], problems)
         if read is not None:
             check_intensities(read[0], modalities, problems)
         raise_for_case(name, problems)
         data, properties = read
         seg = None if seg_file is None else reader.read_seg(seg_file)[0]
-        data, seg, properties = self.run_case_npy(
-            data, seg, properties, plans_manager, configuration_manager, dataset_json
-        )
+        try:
+            data, seg, properties = self.run_case_npy(
+                data, seg, properties, plans_manager, configuration_manager, dataset_json
+            )
+        except UserError as error:
+            raise UserError(f"Case '{name}' ({', '.join(map(str, image_files))}): {error}") from error
         available = properties["available_modalities"]
-        if not all(available):
+        if not (all(available) or was_checked):
             missing = modalities.describe([not present for present in available])
             print(f"{name}: {modalities.describe(available)} available, {missing} missing")
         return data, seg, properties
@@ -81,7 +93,8 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         The caller's array is not changed. See `run_case` for what is returned.
 
         Raises:
-            UserError: for a wrong number of channels, NaN or Inf in a channel, or no available modality.
+            UserError: for a wrong number of channels, NaN or Inf in a channel, no available modality, a channel that
+                is not finite or constant after normalisation, or a spacing that cannot be right.
         """
         if isinstance(dataset_json, str):
             dataset_json = load_json(dataset_json)
@@ -93,8 +106,11 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
             )
         problems: list[str] = []
         available = check_intensities(data, modalities, problems)
+        problems = problems or preprocessing_problems(
+            data, properties, available, modalities, plans_manager, configuration_manager
+        )
         if problems:
-            raise UserError("The image cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems))
+            raise UserError(f"The image cannot be used:\n{listed(problems)}")
         missing = [not present for present in available]
         if data[missing].any():
             data = data.astype(np.float32)
@@ -108,13 +124,51 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         return data, seg, properties
 
 
+def preprocessing_problems(
+    image: np.ndarray,
+    properties: dict,
+    available: Sequence[bool],
+    modalities: Modalities,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    files: Mapping[int, str] | None = None,
+) -> list[str]:
+    """Say in words why a raw image `(C, X, Y, Z)` cannot be preprocessed; nothing where it can.
+
+    Args:
+        image: as read.
+        properties: the reader's.
+        available: the channels that are available.
+        modalities: the C modalities.
+        plans_manager: the plans.
+        configuration_manager: of the configuration.
+        files: the file of each channel, for the message.
+    """
+    size = size_problem(image.shape, properties, plans_manager, configuration_manager)
+    normalisation = Normalisation.of_plans(plans_manager, configuration_manager)
+    unusable = normalisation_problems(image, available, modalities, normalisation, files)
+    return [*([size] if size else []), *unusable]
+
+
 class UniMRSegConfigurationManager(ConfigurationManager):
     """A configuration whose cases may lack files; see `read_absent_files`."""
+
+    folder_was_checked = False
+    """Whether whoever lists the cases' files has looked for scans that cannot be used, or was told to leave some out;
+    nnU-Net's own commands do neither."""
 
     @property
     def preprocessor_class(self) -> type[DefaultPreprocessor]:
         """The preprocessor that nnU-Net's prediction code uses, in its worker processes too."""
         return UniMRSegPreprocessor
+
+
+def _unnoticed_scans(files: Sequence[str], file_ending: str) -> list[str]:
+    """Return the problems of what nnU-Net passes over where it lists a folder: scans of a case that cannot be used."""
+    split = split_name(files[0], file_ending) if files else None
+    if split is None:
+        return []
+    return [str(scan) for scan in scan_folder(Path(files[0]).parent, file_ending, case=split[0]).unusable]
 
 
 def read_absent_files(configuration_manager: ConfigurationManager) -> None:

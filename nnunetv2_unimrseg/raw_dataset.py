@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 
 MOST_NAMED_PROBLEMS = 20
 
@@ -29,13 +29,7 @@ def check_raw_dataset(folder: Path) -> int:
         UserError: for a damaged or incomplete dataset.json, fewer than two modalities, and one error that lists every
             training case that lacks files.
     """
-    description = read_json(folder / "dataset.json")
-    absent = [key for key in ("labels", "numTraining", "file_ending") if key not in description]
-    if absent:
-        raise UserError(
-            f"{folder / 'dataset.json'} lacks {', '.join(absent)}. It has: {', '.join(description)}. "
-            "nnU-Net's documentation/dataset_format.md says what they hold."
-        )
+    description = read_dataset_json(folder / "dataset.json", raw=True)
     modalities = Modalities.from_dataset_json(description)
     if "dataset" in description:
         num_cases, problems = _problems_of_listed_cases(folder, description["dataset"], modalities)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunetv2_unimrseg.data.scan_folder import why_unusable
+from nnunetv2_unimrseg.data.whole_image import image_problem
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.nifti import nifti_problem
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -174,26 +175,43 @@ def read_case(
 
 
 def _read_file(path: str, reader: BaseReaderWriter, problems: list[str]) -> _Image | None:
-    if not Path(path).is_file():
-        problems.append(f"{path}: there is no such file.")
+    unusable = why_unusable(path)
+    if unusable is not None:
+        problems.append(f"{path}: {unusable}")
         return None
     advice = "Copy or convert it again, or leave it out."
-    wrong = nifti_problem(path) if path.lower().endswith((".nii", ".nii.gz")) else None
+    try:
+        wrong = image_problem(path)
+        data, properties = (None, None) if wrong else reader.read_images([path])
+    except Exception as error:  # readers raise whatever their library raises, a MemoryError where a size is absurd
+        wrong = f"it cannot be read: {reason_of(error)}"
     if wrong:
         problems.append(f"{path}: cannot be used: {wrong}. {advice}")
-        return None
-    try:
-        data, properties = reader.read_images([path])
-    except MemoryError:
-        raise
-    except Exception as error:  # readers raise whatever their library raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        problems.append(f"{path}: cannot be read by {type(reader).__name__}: {reason}. {advice}")
         return None
     if data.size == 0:
         problems.append(f"{path}: holds no voxel (shape {data.shape[1:]}). {advice}")
         return None
     return _Image(path, data.astype(np.float32, copy=False), _spatial_only(properties))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line why a reader failed; of ITK's several lines the one that says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    itk = [index for index, line in enumerate(lines) if line.startswith("ITK ERROR")]
+    if itk:
+        lines = [lines[itk[0]].partition("): ")[2] or lines[itk[0]], *lines[itk[0] + 1 :]]
+        # the last error of the operating system, which need not have to do with it
+        lines = [line for line in lines if not line.startswith("Reason:")]
+        lines = [lines[0], *lines[-1:]] if len(lines) > 1 else lines
+    return (" ".join(lines) or type(error).__name__).rstrip(".: ")
+
+
+def channel_files(files: Sequence[str], modalities: Modalities, file_ending: str) -> dict[int, str]:
+    """Return the file of each channel of a case that can be used; one file of all channels is that of each."""
+    channels = assign_channels(files, modalities, file_ending, [])
+    if len(files) == 1 and channels is None:
+        return dict.fromkeys(range(len(modalities)), files[0])
+    return dict(zip(channels or (), files, strict=False))
 
 
 def _spatial_only(properties: dict) -> dict:

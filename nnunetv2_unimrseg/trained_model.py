@@ -15,6 +15,7 @@ from nnunetv2_unimrseg.checkpoints import adapter_differences, plans_differences
 from nnunetv2_unimrseg.discovery import VARIABLE, extended
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.folders import read_json
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 Fold = int | str
@@ -67,8 +68,8 @@ def trained_checkpoints(
         checkpoint_name: the file to look for in each fold.
 
     Raises:
-        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, or the checkpoint does not
-            fit the folder's plans.
+        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, dataset.json has mistakes,
+            or the checkpoint does not fit the folder's plans.
     """
     if not folder.is_dir():
         models = _trained_in(folder.parent)
@@ -77,7 +78,7 @@ def trained_checkpoints(
             f"{folder.parent} holds: {', '.join(models) or 'no trained model; train one first (`unimrseg train`)'}."
         )
     paths = _checkpoints(folder, folds, checkpoint_name)
-    plans, _ = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    plans, _ = read_json(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
     for path in paths:
         checkpoint = read_checkpoint(path)
         _check_plans(checkpoint, plans, path)

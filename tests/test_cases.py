@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_every_problem_of_every_case_is_one_error(folder):
     cases = find_cases(folder, MODALITIES, tiny.ENDING, None, problems)
     with pytest.raises(UserError) as error:
         check_cases(cases, SimpleITKIO(), MODALITIES, tiny.ENDING, problems=problems, show_progress=False)
-    for words in ("4 problem(s)", "no_suffix.nii.gz", "channel 0009", "no modality is available", "truncated"):
+    for words in ("4 problems", "no_suffix.nii.gz", "channel 0009", "no modality is available", "truncated"):
         assert words in str(error.value)
 
 
@@ -88,8 +89,99 @@ def test_cases_are_grouped_and_ordered_as_by_nnunet(folder):
 
 def test_a_folder_without_images_of_the_ending_says_what_it_holds(tmp_path):
     (tmp_path / "p_0000.mha").touch()
-    with pytest.raises(UserError, match=r"'\.nii\.gz'.*It holds: p_0000\.mha"):
+    with pytest.raises(UserError, match=r"(?s)'\.nii\.gz'.*scans cannot be used:.*p_0000\.mha: ends with '\.mha'"):
         find_cases(tmp_path, MODALITIES, tiny.ENDING, None, [])
+    (tmp_path / "p_0000.mha").unlink()
+    for number in range(6):
+        (tmp_path / f"{number}.txt").touch()
+    (tmp_path / "imagesTs").mkdir()
+    with pytest.raises(UserError, match=r"It holds: 0\.txt, 1\.txt, 2\.txt, 3\.txt, 4\.txt and 2 more\."):
+        find_cases(tmp_path, MODALITIES, tiny.ENDING, None, [])
+
+
+def test_a_scan_that_is_there_and_cannot_be_used_is_a_problem_of_the_input(folder):
+    (folder / "b_0001.nii.gz").symlink_to("/unmounted/b_0001.nii.gz")
+    write(folder / "a_0000.nii")
+    (folder / "a_0003.NII.GZ").touch()
+    (folder / "c_0002.nii.gz.part").touch()
+    write(folder / "b_0000.nii")  # beside the unpacked one: not missed
+    problems: list[str] = []
+    cases = find_cases(folder, MODALITIES, tiny.ENDING, None, problems)
+    assert names(cases) == [["a_0001"], ["a_b_0002"], ["b_0000", "b_0003"]]
+    with pytest.raises(UserError) as error:
+        check_cases(cases, SimpleITKIO(), MODALITIES, tiny.ENDING, problems=problems, show_progress=False)
+    first, *lines = str(error.value).splitlines()
+    assert first == "The input has 4 problems; nothing was computed:"
+    words = ("a_0000.nii: ends with '.nii'", "a_0003.NII.GZ: ends", "b_0001.nii.gz: is a link to /unmounted/", ".part'")
+    assert len(lines) == 4 and all(word in line for word, line in zip(words, lines, strict=True))
+
+
+def test_only_unusable_scans_of_the_modalities_asked_for_are_problems(folder):
+    for name in ("b_0001", "a_0002", "b_0007"):
+        write(folder / f"{name}.nii")
+    (folder / "stray.nii.gz").mkdir()
+    problems: list[str] = []
+    find_cases(folder, MODALITIES, tiny.ENDING, MODALITIES.subset(["T1", "PET"]), problems)
+    named = " ".join(problems)
+    assert "b_0001.nii: ends" in named and "a_0002.nii: ends" in named
+    problems = []
+    find_cases(folder, MODALITIES, tiny.ENDING, MODALITIES.subset(["CT", "T2", "T1"]), problems)
+    named = " ".join(problems)
+    assert "a_0002.nii: ends" in named and "b_0001.nii" not in named
+    assert "b_0007.nii" in named and "stray.nii.gz: is a folder" in named  # which modality these are is not known
+
+
+def test_hidden_files_are_ignored_and_said(folder, tmp_path, capsys):
+    for name in ("._a_0000.nii.gz", "._a_0001.nii.gz", ".DS_Store"):
+        (folder / name).touch()
+    assert len(find_cases(folder, MODALITIES, tiny.ENDING, None, [])) == 3
+    assert capsys.readouterr().out == "Ignored 2 hidden files, such as ._a_0000.nii.gz.\n"
+    (folder / "._a_0001.nii.gz").unlink()
+    find_cases(folder, MODALITIES, tiny.ENDING, None, [])
+    find_cases(folder, MODALITIES, tiny.ENDING, None, [], tell=False)
+    assert capsys.readouterr().out == "Ignored 1 hidden file, ._a_0000.nii.gz.\n"
+    for path in folder.glob("[!.]*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"It holds: only 1 hidden file, \._a_0000\.nii\.gz, which is ignored"):
+        find_cases(folder, MODALITIES, tiny.ENDING, None, [])
+
+
+def test_an_input_folder_that_is_none(folder, tmp_path):
+    (tmp_path / "link").symlink_to("/unmounted/share")
+    for source, words in (
+        (folder / "b_0000.nii.gz", "it is a file. Give the folder that it lies in"),
+        (tmp_path / "link", "is a link to /unmounted/share, which does not exist"),
+    ):
+        with pytest.raises(UserError, match=f"There is no input folder .*{words}"):
+            find_cases(source, MODALITIES, tiny.ENDING, None, [])
+
+
+@pytest.mark.parametrize(
+    ("flat", "right"),
+    [
+        (["a_0000.nii.gz", "a_0001.nii.gz"], '[["a_0000.nii.gz", "a_0001.nii.gz"]]'),
+        (["a_0000.nii.gz", "b_0000.nii.gz", "a_0001.nii.gz", "c_0000.nii.gz"],
+         '[["a_0000.nii.gz", "a_0001.nii.gz"], ["b_0000.nii.gz"], ...]'),
+        ([["a_0000.nii.gz"], "b_0000.nii.gz"], '[["b_0000.nii.gz"]]'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_flat_list_of_files_is_one_error_that_shows_the_right_form(flat, right, kind):
+    source = [kind(entry) if isinstance(entry, str) else entry for entry in flat]
+    with pytest.raises(UserError) as error:
+        find_cases(source, MODALITIES, tiny.ENDING, None, [])
+    assert f"Give {right}, or the folder" in str(error.value)
+
+
+def test_files_of_a_list_that_cannot_be_used_say_why(folder, tmp_path):
+    files = [folder / f"p_000{number}.nii.gz" for number in range(4)]
+    files[0].symlink_to("/unmounted/p")
+    files[1].mkdir()
+    write(files[2])
+    with pytest.raises(UserError) as error:
+        check_cases([list(map(str, files))], SimpleITKIO(), MODALITIES, tiny.ENDING, problems=(), show_progress=False)
+    for words in ("3 problems", "link to /unmounted/p, which", "is a folder", "p_0003.nii.gz: there is no such file."):
+        assert words in str(error.value)
 
 
 def test_a_list_with_a_case_without_files(folder):

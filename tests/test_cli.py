@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from nnunetv2_unimrseg.cli.configure import changed
 from nnunetv2_unimrseg.cli.main import COMMANDS, main
-from nnunetv2_unimrseg.cli.train import NNUNET_TRAIN, needed_stages
+from nnunetv2_unimrseg.cli.train import needed_stages
 from nnunetv2_unimrseg.config import Stage1Config, UniMRSegConfig
 from nnunetv2_unimrseg.discovery import extension_folder
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.nnunet.training_process import CODE
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 DATASET = "Dataset007_Tiny"
@@ -348,7 +350,7 @@ def test_train_tells_nnunet_what_each_stage_lacks(preprocessed, commands, capsys
     ]
     for fold, checkpoint in zip(folds, ("final", "latest"), strict=True):
         fold.mkdir(parents=True)
-        (fold / f"checkpoint_{checkpoint}.pth").touch()
+        torch.save({}, fold / f"checkpoint_{checkpoint}.pth")
     assert main(["train", "7", "3d_fullres", "all", "-device", "cpu"]) == 0
     words = [recorded for recorded, _ in commands]
     assert [entry[entry.index("-tr") + 1] for entry in words] == [
@@ -379,5 +381,5 @@ def test_train_refuses_before_the_first_stage(preprocessed, commands, capsys, fl
 
 def test_training_imports_nothing_from_the_current_folder(tmp_path):
     (tmp_path / "nnunetv2.py").write_text("raise SystemExit(77)")
-    result = subprocess.run([sys.executable, "-c", NNUNET_TRAIN, "-h"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", CODE, "-h"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -250,7 +250,7 @@ def test_labels_that_are_missing_or_of_another_shape_are_all_named(model, root):
     (labels / "a.nii.gz").unlink()
     tiny.write(labels / "b.nii.gz", np.zeros((5, 6, 7), np.uint8))
     message = error_of(model, [0])
-    assert "2 problem(s)" in message
+    assert "2 problems" in message
     assert f"there is no file {labels / 'a.nii.gz'}" in message
     assert "7 x 6 x 5 voxels" in message and "18 x 16 x 14" in message
 
@@ -305,8 +305,9 @@ def test_whatever_goes_wrong_with_a_case_is_told_at_the_end(model, root, monkeyp
 
 def test_folders_that_cannot_be(model, root):
     (root / "file").write_text("")
-    assert "no folder" in error_of(model, [0], output=root / "file")
-    assert "Cannot make the folder" in error_of(model, [0], output=root / "file" / "below")
+    assert f"{root / 'file'} is a file, no folder. Give another" in error_of(model, [0], output=root / "file")
+    message = error_of(model, [0], output=root / "file" / "below")
+    assert f"cannot be made: {root / 'file'} is a file, no folder. Give another output folder (-o)." in message
     assert "Remove the folder by hand" in error_of(model, [0], overwrite=True, num_parts=2)
 
 
@@ -321,7 +322,7 @@ def test_references_with_other_values_than_the_labels_are_refused(model, root):
     tiny.write(labels / "a.nii.gz", np.full(tiny.SHAPE, 7, np.uint8))
     (labels / "b.nii.gz").write_bytes((labels / "b.nii.gz").read_bytes()[:200])
     message = error_of(model, [0])
-    assert "2 problem(s)" in message and "holds 7; the dataset's labels are 0, 1, 2" in message
+    assert "2 problems" in message and "holds 7; the dataset's labels are 0, 1, 2" in message
     assert "b.nii.gz cannot be used: it is truncated" in message
 
 

@@ -83,7 +83,10 @@ def test_damaged_descriptions_are_named(raw, capsys):
     (raw / "dataset.json").write_text('{"labels": ')
     assert "cannot be read as JSON" in refused(capsys, "-d", "7")
     (raw / "dataset.json").write_text("{}")
-    assert "lacks labels, numTraining, file_ending" in refused(capsys, "-d", "7")
+    message = refused(capsys, "-d", "7")
+    assert "dataset.json has 4 mistakes:" in message
+    for key in ("channel_names", "labels", "numTraining", "file_ending"):
+        assert f'"{key}" is absent' in message
     (raw / "dataset.json").unlink()
     assert "There is no file" in refused(capsys, "-d", "7")
 

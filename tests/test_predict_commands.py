@@ -168,7 +168,7 @@ def test_all_problems_of_a_folder_are_listed_before_anything_is_written(workspac
     result = predict(workspace, folder, tmp_path / "out", own=True, check=False)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "7 problem(s)" in result.stderr
+    assert "7 problems" in result.stderr
     for words in (
         "truncated_0000.nii.gz", "nan_0001.nii.gz", "suffixless.nii.gz: the name has no channel suffix",
         "channel_0007.nii.gz: there is no channel 0007", "shapes_0000.nii.gz and", "shapes_0001.nii.gz differ in shape",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_nothing_is_written_when_one_case_is_bad(predictor, folder, tmp_path):
     tiny.write(folder / "stray.nii.gz", tiny.image()[0])
     with pytest.raises(UserError) as caught:
         predictor.predict_from_files(folder, tmp_path / "out", **SEQUENTIAL)
-    assert "2 problem(s)" in str(caught.value)
+    assert "2 problems" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -185,7 +186,7 @@ def test_arguments_that_cannot_be_followed(predictor, folder, tmp_path):
         return error_of(predictor.predict_from_files, source, output, **{**SEQUENTIAL, **keywords})
 
     assert "from 0 to num_parts - 1 = 1" in error(num_parts=2, part_id=2)
-    assert "both 0" in error(num_processes_preprocessing=1)
+    assert "must be at least 0" in error(num_processes_preprocessing=-1)
     assert "Did you mean 'PET'?" in error(modalities=("PTE",))
     assert "channel is 3" in error(modalities=(4,))
     assert "1 cases and 2 output files" in error([[folder / "c_0003.nii.gz"]], ["x", "y"])
@@ -197,6 +198,21 @@ def test_arguments_that_cannot_be_followed(predictor, folder, tmp_path):
     assert "its segmentation's name is not known" in error(nameless)
     assert "nothing" in error_of(predictor.predict_from_files, twice, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", ["in", "in/out", "."])
+def test_input_and_output_must_lie_apart(predictor, folder, tmp_path, output):
+    before = names_in(folder)
+    flat = [folder / "b_0000.nii.gz", folder / "b_0002.nii.gz"]
+    for source in (folder, [flat]):
+        if (source, output) == ([flat], "in/out"):  # beside files that were named one by one
+            continue
+        message = error_of(predictor.predict_from_files, source, tmp_path / output, **SEQUENTIAL)
+        assert "would be taken for input" in message
+    message = error_of(predictor.predict_from_files, [flat], [str(flat[0]).removesuffix(tiny.ENDING)], **SEQUENTIAL)
+    assert f"is the input file {flat[0]}, which it would replace" in message
+    assert f'Give [["{flat[0]}", "{flat[1]}"]]' in error_of(predictor.predict_from_files, flat, tmp_path / "out")
+    assert names_in(folder) == before and names_in(tmp_path) == ["in"]
 
 
 def test_every_subset_by_name_equals_the_files(predictor, folder):
@@ -335,7 +351,7 @@ def test_a_cascade_needs_the_previous_stage(folder, tmp_path):
         folder_with_segs_from_prev_stage=str(tmp_path),
         **SEQUENTIAL,
     )
-    assert "4 problem(s)" in message and "a.nii.gz is not there" in message
+    assert "4 problems" in message and "a.nii.gz is not there" in message
 
 
 def test_the_stock_predictor_reads_absent_files_through_the_same_object(folder):
@@ -348,3 +364,26 @@ def test_the_stock_predictor_reads_absent_files_through_the_same_object(folder):
         [str(folder / "c_0003.nii.gz")], None, plans_manager, configuration, tiny.dataset_json()
     )[0]
     assert np.isnan(data[:3]).all() and np.isfinite(data[3]).all()
+
+
+def test_the_stock_predictor_refuses_a_case_with_a_scan_that_would_go_unnoticed(folder, predictor, tmp_path):
+    """nnU-Net lists the folder itself and passes over what is no file of the ending."""
+    plans_manager = PlansManager(tiny.plans())
+    configuration = plans_manager.get_configuration("3d_fullres")
+    read_absent_files(configuration)
+    files = [str(folder / "c_0003.nii.gz")]
+    arguments = None, plans_manager, configuration, tiny.dataset_json()
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    (folder / "c_0000.nii.gz").symlink_to("/unmounted/c_0000.nii.gz")
+    (folder / "c_0002.NII").touch()
+    (folder / "b_0001.nii").touch()
+    message = error_of(preprocessor.run_case, files, *arguments)
+    assert message.startswith("Case 'c' cannot be used:\n") and "b_0001" not in message
+    assert "c_0000.nii.gz: is a link to /unmounted/c_0000.nii.gz" in message and "c_0002.NII: ends with" in message
+    assert pickle.loads(pickle.dumps(configuration)).folder_was_checked is False
+    checked = pickle.loads(pickle.dumps(predictor.configuration_manager))
+    assert checked.folder_was_checked is True
+    assert preprocessor.run_case(files, None, plans_manager, checked, tiny.dataset_json())[0].shape[0] == 4
+    assert "2 problems" in error_of(predictor.predict_from_files, folder, None, modalities=("CT", "PET"), **SEQUENTIAL)
+    predictor.predict_from_files([files], tmp_path / "out", **SEQUENTIAL)
+    assert (tmp_path / "out" / "c.nii.gz").is_file()

@@ -212,6 +212,6 @@ def test_every_problem_of_the_input_is_told_before_anything_is_computed(tmp_path
     (tmp_path / "in" / "no_suffix.nii.gz").write_bytes(b"")
     with pytest.raises(UserError) as caught:
         reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
-    for problem in ("has 3 problem(s)", "differ in shape", "c_0003", "no_suffix"):
+    for problem in ("has 3 problems", "differ in shape", "c_0003", "no_suffix"):
         assert problem in str(caught.value)
     assert not (tmp_path / "out").exists()

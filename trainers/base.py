@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,9 +26,12 @@ from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, without_autocast
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
 from nnunetv2_unimrseg.preprocessing import read_absent_files
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
+from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, take_up
+from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
 
 GRADIENT_NORM_LIMIT = 12
 """nnU-Net's."""
@@ -89,11 +92,13 @@ class UniMRSegTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
+        check_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')} in nnUNet_preprocessed")
         self.settings = getattr(UniMRSegConfig.from_plans(plans, configuration), self.section)
         self.modalities = Modalities.from_dataset_json(dataset_json)
         _check_surroundings(device)
         _check_learning_rates(self.section, self.settings)
         self.prepare()
+        self._continues = bool(plans.get("continue_training"))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded and self.section in STAGES:
             self.folder_with_segs_from_previous_stage = str(previous_segmentations(*self._cascade()))
@@ -160,12 +165,51 @@ class UniMRSegTrainer(nnUNetTrainer):
         learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         return [{"params": learning, LR_FACTOR: 1.0}]
 
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net's; the file takes its place when it is whole, and until then the one before it stays.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        try:
+            with whole_file(filename, failures=(RuntimeError,)) as temporary:
+                super().save_checkpoint(str(temporary))
+        except UserError as error:
+            raise UserError(
+                f"{error} Once it can be written, the same command (nnUNetv2_train: with --c) goes on from the last "
+                "checkpoint."
+            ) from error
+
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        if isinstance(filename_or_checkpoint, str):
-            read_checkpoint(filename_or_checkpoint)
-        super().load_checkpoint(filename_or_checkpoint)
+        """As nnU-Net's; but what is continued (--c) goes on from the newest whole checkpoint of the fold.
+
+        Raises:
+            UserError: when the file cannot be read, or none to go on from is whole.
+        """
+        checkpoint = filename_or_checkpoint
+        best_is_lost = False
+        if not isinstance(checkpoint, Mapping):
+            path = Path(checkpoint)
+            if self._continues and path.parent == Path(self.output_folder):
+                newest = newest_checkpoint(path.parent)
+                checkpoint, best_is_lost = newest.content, BEST in newest.damaged
+                self.print_to_log_file(str(newest))
+            else:
+                checkpoint = read_checkpoint(path)
+        self._continues = False
+        if not self.was_initialized:
+            self.initialize()
+        take_up(self, checkpoint)
+        if best_is_lost:
+            self._best_ema = None  # the next epoch's takes its place
 
     def on_train_start(self) -> None:
+        self._continues = False  # what is loaded after this is meant (--val_best)
+        if self.local_rank == 0:
+            remove_leftovers(Path(self.output_folder))
         if self.is_cascaded and self.section in STAGES:
             cases = itertools.chain.from_iterable(self.do_split())
             check_previous_segmentations(Path(self.folder_with_segs_from_previous_stage), cases, *self._cascade())

@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
+from nnunetv2_unimrseg.utils.files import whole_file
+
 
 class ProgressLogger(LocalLogger):
     """nnU-Net's log of one value an epoch, with more keys and a plot that names them.
@@ -51,5 +53,6 @@ class ProgressLogger(LocalLogger):
         durations.set(ylabel="duration of an epoch [s]", ylim=(0, None))
         rates.plot(numbers, log["lrs"][:epochs], color="tab:blue", marker=".")
         rates.set(ylabel="learning rate", xlabel="epoch")
-        figure.savefig(Path(output_folder) / "progress.png", dpi=80)
+        with whole_file(Path(output_folder) / "progress.png") as temporary:
+            figure.savefig(temporary, dpi=80)
         plt.close(figure)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.utils.files import whole_file
 
 
 def write_reconstruction_figure(
@@ -37,7 +38,8 @@ def write_reconstruction_figure(
                 axis.set_ylabel(label)
         axes[0, column].set_title(name)
     figure.suptitle(title)
-    figure.savefig(path, dpi=90)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=90)
     plt.close(figure)
 
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
@@ -27,6 +26,7 @@ from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 from nnunetv2_unimrseg.trainers.reconstruction import write_reconstruction_figure
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing
+from nnunetv2_unimrseg.utils.files import write_json
 
 VALIDATION_SEED = 12345
 
@@ -182,7 +182,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             folder = Path(self.output_folder) / "validation"
             folder.mkdir(exist_ok=True)
             summary = summarise(cases, self.modalities)
-            save_json(summary, str(folder / "summary.json"), sort_keys=False)
+            write_json(folder / "summary.json", summary)
             overall = summary["missing_modalities_mean"]
             for figure, value in overall.items():
                 self.logger.log_summary(f"final_val/missing_modalities_{figure}", value)

@@ -27,14 +27,10 @@ from nnunetv2_unimrseg.folders import (
     require_folders,
     result_folder,
 )
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.training_process import CODE, USER_ERROR_EXIT_CODE
 from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.training_state import TrainingState, training_state
-
-NNUNET_TRAIN = (
-    "import sys; sys.path = [entry for entry in sys.path if entry]; "
-    "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
-)
-"""What nnUNetv2_train runs. The current folder is no place to import from: it may hold a checkout of this project."""
 
 FOLDS = 5
 """Of nnU-Net's cross-validation, where no splits_final.json says otherwise."""
@@ -66,12 +62,14 @@ def run(args: argparse.Namespace) -> None:
     """Train what is not finished.
 
     Raises:
-        UserError: before anything starts, when the data, plans or configuration are not there.
-        SystemExit: with nnU-Net's exit code, when a stage fails.
+        UserError: before anything starts, when the data, plans or configuration are not there, and for mistakes in the
+            dataset's dataset.json.
+        SystemExit: with the exit code of a stage that fails; 2 where that has said what the user can mend.
     """
     require_folders(*VARIABLES)
     args.fold = fold_name(args.fold)
     dataset = find_dataset(args.dataset_name_or_id, "nnUNet_preprocessed")
+    read_dataset_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
     plans, config = read_configuration(dataset, args.p, args.configuration)
     data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
     check_preprocessed(dataset, data_identifier, args.configuration, args.p)
@@ -178,17 +176,21 @@ def _train(dataset: str, trainer: str, flags: list[str], args: argparse.Namespac
     words = [dataset, args.configuration, args.fold, *options]
     print(f"nnUNetv2_train {' '.join(words)}", flush=True)
     environment = {**os.environ, VARIABLE: extended(os.environ.get(VARIABLE))}
-    result = subprocess.run([sys.executable, "-c", NNUNET_TRAIN, *words], env=environment, cwd=Path.cwd())
-    if result.returncode != 0:
-        print(
-            f"unimrseg train: {trainer} {_reason(result.returncode)} "
-            "Running the same command again goes on from the last checkpoint.",
-            file=sys.stderr,
-        )
-        raise SystemExit(result.returncode if result.returncode > 0 else SIGNAL_EXIT_CODE - result.returncode)
+    result = subprocess.run([sys.executable, "-c", CODE, *words], env=environment, cwd=Path.cwd())
+    if result.returncode == 0:
+        return
+    if result.returncode != USER_ERROR_EXIT_CODE:
+        print(f"unimrseg train: {trainer} {_what_happened(result.returncode)}", file=sys.stderr)
+    raise SystemExit(result.returncode if result.returncode > 0 else SIGNAL_EXIT_CODE - result.returncode)
 
 
-def _reason(returncode: int) -> str:
+def _what_happened(returncode: int) -> str:
     if returncode > 0:
-        return f"failed (exit code {returncode}); its message is above."
-    return f"was ended by signal {-returncode} (9: often for lack of memory)."
+        return (
+            f"failed (exit code {returncode}); its message is above. Once its cause is removed, the same command goes "
+            "on from the last checkpoint."
+        )
+    return (
+        f"was ended by signal {-returncode} (9: often for lack of memory). Running the same command again goes on "
+        "from the last checkpoint."
+    )

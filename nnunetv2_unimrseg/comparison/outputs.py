@@ -24,6 +24,7 @@ from nnunetv2_unimrseg.evaluation.results import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
 from nnunetv2_unimrseg.folders import read_json, write_json
 from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
+from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 from nnunetv2_unimrseg.versions import versions_of
 
 FORMAT = 1
@@ -36,10 +37,10 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Check that a comparison may be written to `folder`: a new or empty one, or one that holds a comparison.
 
     Raises:
-        UserError: when it holds an evaluation, or, unless `overwrite`, anything else.
+        UserError: when it cannot be written to (see `check_output_folder`), when it holds an evaluation, or, unless
+            `overwrite`, anything else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file. Choose another folder with -o.")
+    check_output_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     summary = read_json(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).is_file() else {}
@@ -57,7 +58,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write everything; the files are made beside `folder` and moved into it when all are done.
+    """Write everything; the files are made in a folder of their own and moved into `folder` when all are done.
 
     Raises:
         UserError: when the folder cannot be written to; then it is as it was.
@@ -65,7 +66,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        place = folder if folder.is_dir() else folder.parent  # a mounted folder's parent may be read-only
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place) as temporary:
             _write_all(comparison, Path(temporary))
             _move_all(Path(temporary), folder)
     except OSError as error:

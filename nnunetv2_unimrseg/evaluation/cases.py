@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +19,12 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.cases import find_cases
-from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_json
+from nnunetv2_unimrseg.data.scan_folder import scan_folder, why_unusable
+from nnunetv2_unimrseg.errors import UserError, counted, listed
+from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nifti import nifti_problem
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.reading import assign_channels, case_name
 
 MOST_NAMED_PROBLEMS = 20
@@ -63,13 +65,13 @@ def validation_cases(
     """Return the cases that the folds' models were not trained with, in nnUNet_raw (fold "all" was trained with all).
 
     Raises:
-        UserError: when the dataset is not in nnUNet_raw and nnUNet_preprocessed, its folds are not known, or a case
-            lacks files.
+        UserError: when the dataset is not in nnUNet_raw and nnUNet_preprocessed, its dataset.json has mistakes, its
+            folds are not known, a case lacks files, or what looks like one of its scans cannot be used.
     """
     dataset = find_dataset(plans["dataset_name"], "nnUNet_raw", "nnUNet_preprocessed")
     raw = nnunet_folder("nnUNet_raw") / dataset
-    in_raw = get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json"))
-    modalities = Modalities.from_dataset_json(dataset_json)
+    in_raw = get_filenames_of_train_images_and_targets(str(raw), read_dataset_json(raw / "dataset.json", raw=True))
+    modalities, ending = Modalities.from_dataset_json(dataset_json), dataset_json["file_ending"]
     problems, found = [], []
     for fold in folds:
         for name in _validation_names(plans, configuration, dataset, fold):
@@ -77,15 +79,24 @@ def validation_cases(
                 problems.append(f"case '{name}' of fold {fold} is not in {raw}.")
                 continue
             files, label = in_raw[name]["images"], in_raw[name]["label"]
-            channels = assign_channels(files, modalities, dataset_json["file_ending"], problems)
+            channels = assign_channels(files, modalities, ending, problems)
             found.append(EvaluationCase(name, fold, tuple(files), label, tuple(channels or ())))
-    twice = {case.name for case in found if sum(case.name == other.name for other in found) > 1}
+    problems += _unusable_images(raw / "imagesTr", ending, {case.name for case in found})
+    names = [case.name for case in found]
+    twice = {name for name in names if names.count(name) > 1}
     if twice:
         problems.append(
-            f"{len(twice)} case(s) are validated by several of these folds, for example '{min(twice)}'. Evaluate these "
-            "folds one at a time (-f)."
+            f"{counted(len(twice), 'case is', 'cases are')} validated by several of these folds, for example "
+            f"'{min(twice)}'. Evaluate these folds one at a time (-f)."
         )
-    return _checked(found, problems)
+    return _checked(found, problems, ending)
+
+
+def _unusable_images(folder: Path, file_ending: str, cases: Set[str]) -> list[str]:
+    """Return the problems of what nnU-Net passes over in a dataset's images, so that it would count as missing."""
+    if not folder.is_dir():  # dataset.json lists the files
+        return []
+    return [str(scan) for scan in scan_folder(folder, file_ending).unusable if scan.case in cases]
 
 
 def _validation_names(plans: Mapping[str, Any], configuration: str, dataset: str, fold: str) -> list[str]:
@@ -115,7 +126,8 @@ def cases_of_folders(
     """Return the cases of an input folder whose references lie in a folder of labels.
 
     Raises:
-        UserError: when a folder is absent, a file has no channel suffix, or a case has no label.
+        UserError: when a folder is absent, a file has no channel suffix, what looks like a scan cannot be used, or a
+            case has no label.
     """
     if not Path(labels).is_dir():
         raise UserError(f"There is no folder of labels {labels}.")
@@ -127,7 +139,7 @@ def cases_of_folders(
         channels = assign_channels(files, modalities, ending, problems)
         label = str(Path(labels) / f"{name}{ending}")
         found.append(EvaluationCase(name, "+".join(folds), tuple(files), label, tuple(channels or ())))
-    return _checked(found, problems)
+    return _checked(found, problems, ending)
 
 
 def check_label_values(
@@ -160,11 +172,11 @@ def check_label_values(
     _raise_for(problems)
 
 
-def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[EvaluationCase]:
+def _checked(cases: Sequence[EvaluationCase], problems: list[str], file_ending: str) -> list[EvaluationCase]:
     """Check, by their headers alone, that every case has its files and a label of the images' shape."""
     for case in cases:
-        absent = [file for file in (*case.files, case.label) if not Path(file).is_file()]
-        problems += [f"case '{case.name}': there is no file {file}." for file in absent]
+        absent = [file for file in (*case.files, case.label) if why_unusable(file)]
+        problems += [f"case '{case.name}': {_absence(case, file, file_ending)}" for file in absent]
         if not absent:
             case.fingerprint  # noqa: B018 (taken now: files may change or go while others are computed)
             _compare_headers(case, problems)
@@ -174,13 +186,20 @@ def _checked(cases: Sequence[EvaluationCase], problems: list[str]) -> list[Evalu
     return list(cases)
 
 
+def _absence(case: EvaluationCase, file: str, file_ending: str) -> str:
+    """Say why a case's file cannot be used; a label of another ending or letter case may be there instead."""
+    folder = Path(file).parent
+    if file == case.label and folder.is_dir():
+        for label in scan_folder(folder, file_ending, suffixed=False, case=case.name).unusable:
+            return f"the label {label}"
+    return f"{file}: {why_unusable(file)}" if os.path.lexists(file) else f"there is no file {file}."
+
+
 def _raise_for(problems: Sequence[str]) -> None:
     if problems:
-        named = "\n".join(f"  - {problem}" for problem in problems[:MOST_NAMED_PROBLEMS])
-        more = len(problems) - MOST_NAMED_PROBLEMS
         raise UserError(
-            f"The cases have {len(problems)} problem(s); nothing was computed:\n{named}"
-            + (f"\n  - and {more} more" if more > 0 else "")
+            f"The cases have {counted(len(problems), 'problem')}; nothing was computed:\n"
+            f"{listed(problems, MOST_NAMED_PROBLEMS)}"
         )
 
 

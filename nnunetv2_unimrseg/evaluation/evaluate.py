@@ -20,8 +20,14 @@ from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, store_evaluation
 from nnunetv2_unimrseg.trained_model import Fold
+from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
 
 Folder = str | os.PathLike
+
+DEFAULT_FOLDER = (
+    "An evaluation is written into the model's folder unless another output folder is given (-o): give one."
+)
+"""What to do where that cannot be: containers and shared models are read-only."""
 
 
 def evaluate(
@@ -84,7 +90,8 @@ def evaluate(
         other parts have yet to do).
 
     Raises:
-        UserError: before anything is computed, for whatever the user can mend; and when nothing could be scored.
+        UserError: before anything is computed, for whatever the user can mend, an output folder that cannot be written
+            to or overlaps with those that are read included; and when nothing could be scored.
     """
     folds = [str(fold) for fold in folds]
     options = Options(
@@ -103,6 +110,9 @@ def evaluate(
     if images is None and "all" in folds:
         print(f"WARNING: these are the {TRAINED_WITH}.")
     folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
+    check_output_folder(
+        folder, () if images is None else (images, labels), DEFAULT_FOLDER if output is None else ANOTHER
+    )
     pending = {
         case: [name for name in chosen if overwrite or is_pending(folder, case, name)]
         for case in cases[part_id::num_parts]

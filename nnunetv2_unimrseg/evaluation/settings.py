@@ -18,6 +18,7 @@ from nnunetv2_unimrseg.evaluation.results import FORMAT
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, weights_sha256
 from nnunetv2_unimrseg.trained_model import check_trained_model, section_of
 from nnunetv2_unimrseg.versions import versions_of
@@ -84,10 +85,10 @@ def open_model(folder: Path, folds: Sequence[str], checkpoint_name: str) -> Mode
     """Check and describe a trained model of any nnU-Net trainer that segments.
 
     Raises:
-        UserError: see `check_trained_model`.
+        UserError: see `check_trained_model`; and when a label is called as the mean over the labels is.
     """
     paths = check_trained_model(folder, folds, checkpoint_name, any_trainer=True)
-    dataset_json = read_json(folder / "dataset.json")
+    dataset_json = read_dataset_json(folder / "dataset.json")
     if MEAN_LABEL in dataset_json["labels"]:
         raise UserError(
             f"A label is called '{MEAN_LABEL}', as the mean over the labels is here. Rename it in {folder}."

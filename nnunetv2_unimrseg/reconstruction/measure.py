@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import RAW, read_json, write_json
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -50,8 +51,8 @@ def training_intensities(
         intensities. Cases in which the channel is constant do not count.
 
     Raises:
-        UserError: when there are neither training images nor a result that was kept, and for a training image that
-            cannot be used.
+        UserError: when there are neither training images nor a result that was kept, for mistakes in the dataset's
+            dataset.json, and for a training image that cannot be used.
     """
     path = model_folder / CACHE_NAME
     basis = {"format": FORMAT, "modalities": list(modalities), "masked": list(configuration_manager.use_mask_for_norm)}
@@ -82,7 +83,8 @@ def training_intensities(
 
 
 def _training_cases(folder: Path) -> dict[str, list[str]]:
-    listed = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
+    description = read_dataset_json(folder / "dataset.json", raw=True)
+    listed = get_filenames_of_train_images_and_targets(str(folder), description)
     cases = {case: list(entry["images"]) for case, entry in listed.items()}
     lacking = [case for case, files in cases.items() if not all(Path(file).is_file() for file in files)]
     if lacking or not cases:

@@ -16,6 +16,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.networks.build import build_network
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.preprocessing import modalities_of, read_absent_files
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trained_model import Fold, section_of, trained_checkpoints
@@ -58,7 +59,7 @@ class Reconstructor(nnUNetPredictor):
                 )
             checkpoints.append(checkpoint)
         plans_manager = PlansManager(read_json(folder / "plans.json"))
-        dataset_json = read_json(folder / "dataset.json")
+        dataset_json = read_dataset_json(folder / "dataset.json")
         configuration = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
         if configuration.previous_stage_name is not None:
             raise UserError(

@@ -78,9 +78,10 @@ def plan_cases(
     """
     problems: list[str] = []
     used = find_cases(images, modalities, file_ending, chosen, problems)
-    every = used if chosen is None or problems else find_cases(images, modalities, file_ending, None, [])
+    every = used if chosen is None or problems else find_cases(images, modalities, file_ending, None, [], tell=False)
     problems += _repeated_names(used, file_ending)
-    check_folder(output, [file for files in every for file in files], file_ending)
+    folders = [images] if isinstance(images, str | os.PathLike) else []
+    check_folder(output, [*folders, *(file for files in every for file in files)], file_ending)
     pairs = [
         (files, all_files if scores else files)
         for files, all_files in list(zip(used, every, strict=True))[part]

@@ -22,6 +22,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import read_json, write_json, write_text
 from nnunetv2_unimrseg.reading import split_name
 from nnunetv2_unimrseg.reconstruction.scores import FIGURES, UNIT
+from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
 from nnunetv2_unimrseg.versions import versions_of
 
 SCORES_NAME, SUMMARY_NAME = "scores.csv", "summary.json"
@@ -29,33 +30,26 @@ PICTURE_SUFFIX = "_reconstruction.png"
 KEYS = ("case", "available", "modality")
 
 
-def check_folder(folder: Path, inputs: Iterable[str], file_ending: str) -> None:
+def check_folder(folder: Path, inputs: Iterable[str | os.PathLike], file_ending: str) -> None:
     """Check, without making it, that a folder can take reconstructions.
 
     Args:
         folder: where it lies or is to be made.
-        inputs: every input file.
+        inputs: every input file, and their folder where one was given.
         file_ending: of images, as in dataset.json.
 
     Raises:
-        UserError: when it is no folder or cannot be written to, and when it holds images that are not reconstructions,
-            an input above all: the next time, synthetic images would pass for scans.
+        UserError: see `check_output_folder`; and when it holds images that are not reconstructions: the next time,
+            synthetic images would pass for scans.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    if not existing.is_dir():
-        raise UserError(f"Cannot make the output folder {folder}: {existing} is no folder. Give another one (-o).")
-    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
-        raise UserError(
-            f"Cannot write to the output folder {folder}: no permission in {existing}. Give another one (-o)."
-        )
-    resolved = folder.resolve()
-    real = [file for file in inputs if resolved in (Path(file).parent.resolve(), Path(file).resolve().parent)]
-    if existing == folder and not (folder / SUMMARY_NAME).is_file():
-        real += sorted(entry.name for entry in folder.iterdir() if split_name(entry, file_ending))
+    check_output_folder(folder, inputs)
+    if not folder.is_dir() or (folder / SUMMARY_NAME).is_file():
+        return
+    real = sorted(entry.name for entry in folder.iterdir() if split_name(entry, file_ending))
     if real:
         raise UserError(
             f"The output folder {folder} holds images that are no reconstructions, such as {real[0]}; the next time, "
-            "synthetic images would pass for scans. Give another output folder (-o)."
+            f"synthetic images would pass for scans. {ANOTHER}"
         )
 
 

@@ -1,0 +1,214 @@
+"""Can a raw image be preprocessed? Each channel must be finite and not constant once it is normalised.
+
+A channel that overflows becomes NaN, which the network takes for a missing modality; one that becomes constant is as
+good as missing. Neither may pass for a scan. Nor may an image be blown up, by a wrong spacing, beyond this machine's
+memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_unimrseg.errors import in_one_line
+from nnunetv2_unimrseg.modalities import Modalities
+
+CT, NONE = "CTNormalization", "NoNormalization"
+
+LARGE = 1e10
+"""Values below this, with two different ones among them that are not zero, cannot overflow or become constant."""
+
+_LOWEST_PADDING = -3e38
+_BYTES_PER_VALUE = 4
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How each channel is normalised: what nnU-Net's normalisation reads of a configuration and of plans.
+
+    Attributes:
+        normalization_schemes: nnU-Net's class of each channel.
+        use_mask_for_norm: whether it looks only inside the nonzero mask.
+        foreground: the plans' intensity properties by channel number, as text.
+        transpose_forward: the plans' order of the axes.
+    """
+
+    normalization_schemes: Sequence[str]
+    use_mask_for_norm: Sequence[bool]
+    foreground: Mapping[str, Mapping[str, float]]
+    transpose_forward: Sequence[int] = (0, 1, 2)
+
+    @classmethod
+    def of_plans(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> Normalisation:
+        """Return that of a configuration."""
+        return cls(
+            configuration_manager.normalization_schemes,
+            configuration_manager.use_mask_for_norm,
+            plans_manager.foreground_intensity_properties_per_channel,
+            plans_manager.transpose_forward,
+        )
+
+    @classmethod
+    def before_planning(cls, channel_names: Sequence[str], *, masked: bool) -> Normalisation:
+        """Return what nnU-Net will plan for channels of these names, with or without the nonzero mask.
+
+        The clip range of CT is not known yet, so what lies outside of it is not found.
+        """
+        schemes = [get_normalization_scheme(name).__name__ for name in channel_names]
+        schemes = [NONE if scheme == CT else scheme for scheme in schemes]
+        return cls(schemes, [masked] * len(schemes), {})
+
+    def problem(self, data: np.ndarray, mask: np.ndarray, channel: int) -> str | None:
+        """Normalise a channel of a cropped image `(C, X, Y, Z)`, and say what is wrong with the result."""
+        alone = Normalisation([self.normalization_schemes[channel]], [self.use_mask_for_norm[channel]], {})
+        foreground = {"0": self.foreground.get(str(channel), {})}
+        values = data[channel : channel + 1].astype(np.float32)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            try:
+                return value_problem(DefaultPreprocessor(verbose=False)._normalize(values, mask, alone, foreground))
+            except AssertionError as error:  # RGBTo01Normalization
+                return f"they are refused ({in_one_line(error)})"
+
+
+def normalisation_problems(
+    image: np.ndarray,
+    available: Sequence[bool],
+    modalities: Modalities,
+    normalisation: Normalisation,
+    files: Mapping[int, str] | None = None,
+) -> list[str]:
+    """Say in words which available channels are not finite, or constant, after normalisation; nothing where none is.
+
+    Args:
+        image: `(C, X, Y, Z)` as read.
+        available: the channels that are available.
+        modalities: the C modalities.
+        normalisation: of the C channels. Only those that could become useless are normalised.
+        files: the file of each channel, for the message.
+    """
+    schemes, foreground = normalisation.normalization_schemes, normalisation.foreground
+    suspicious = [
+        channel
+        for channel, there in enumerate(available)
+        if there and not _is_harmless(image[channel], schemes[channel], foreground.get(str(channel), {}))
+    ]
+    if not suspicious:
+        return []
+    data = np.where(np.reshape(available, (-1, 1, 1, 1)), image, 0)
+    data, mask, _ = crop_to_nonzero(data.transpose([0, *(axis + 1 for axis in normalisation.transpose_forward)]))
+    problems = []
+    for channel in suspicious:
+        found, scheme = _extremes(image[channel]), schemes[channel]
+        if problem := normalisation.problem(data, mask, channel):
+            file = f"{files[channel]}: " if files and channel in files else ""
+            cause = _likely_cause(*found, scheme, foreground.get(str(channel), {}))
+            problems.append(
+                f"{file}{modalities.names[channel]} (channel {channel}) cannot be used: its values range from "
+                f"{found[0]:.6g} to {found[1]:.6g}, and normalised by {scheme} {problem}. {cause}"
+            )
+    return problems
+
+
+def _is_harmless(channel: np.ndarray, scheme: str, foreground: Mapping[str, float]) -> bool:
+    low, high = _extremes(channel)
+    if not -LARGE < low <= high < LARGE or scheme.startswith("RGB"):
+        return False
+    if scheme == CT and not (low < foreground["percentile_99_5"] and high > foreground["percentile_00_5"]):
+        return False
+    if low > 0 or high < 0:
+        return low != high
+    nonzero = channel[channel != 0]
+    return bool(nonzero.size and nonzero.min() != nonzero.max())
+
+
+def value_problem(normalised: np.ndarray) -> str | None:
+    """Say what is wrong with the values of a normalised channel, or None."""
+    low, high = _extremes(normalised)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "they become NaN or infinite"
+    return "they all become the same" if low == high else None
+
+
+def _extremes(channel: np.ndarray) -> tuple[float, float]:
+    return float(channel.min()), float(channel.max())
+
+
+def _likely_cause(low: float, high: float, scheme: str, foreground: Mapping[str, float]) -> str:
+    if low < _LOWEST_PADDING:
+        return (
+            "A converter has most likely padded the image with the lowest float32 number. Replace these voxels by the "
+            "image's background value, or leave this modality out."
+        )
+    if max(abs(low), abs(high)) >= LARGE:
+        return (
+            "Values of this size come from a damaged file, a wrong byte order or a wrong scaling factor. Convert the "
+            "image again, or leave this modality out."
+        )
+    if scheme == CT:
+        limits = f"{foreground['percentile_00_5']:g} to {foreground['percentile_99_5']:g}"
+        return (
+            f"The training images lie between {limits} there. Is it another modality, or not in Hounsfield units? "
+            "Give the right file, or leave this modality out."
+        )
+    if scheme.startswith("RGB"):
+        return "Give 8-bit colour images, or leave this modality out."
+    return (
+        "Besides zeros it holds a single value, as a mask or a label does. Give the right file, or leave this modality "
+        "out."
+    )
+
+
+def size_problem(
+    shape: Sequence[int],
+    properties: Mapping[str, Any],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+) -> str | None:
+    """Say why an image cannot be resampled to the planned spacing, or None: nothing, or too much, would come out.
+
+    Args:
+        shape: `(C, X, Y, Z)`.
+        properties: the reader's.
+        plans_manager: the plans.
+        configuration_manager: of the configuration.
+    """
+    axes = plans_manager.transpose_forward
+    spacing = [float(properties["spacing"][axis]) for axis in axes]
+    target = list(configuration_manager.spacing)
+    target = [spacing[0], *target] if len(target) < len(spacing) else target
+    if not all(0 < value < math.inf for value in spacing):
+        return f"its spacing is {_by(spacing)} mm; all three must be positive numbers. Correct it in the file's header."
+    sizes = [shape[1 + axis] for axis in axes]
+    resampled = [int(value) for value in compute_new_shape(sizes, spacing, target)]
+    memory = _memory_bytes()
+    needed = math.prod(resampled) * shape[0] * _BYTES_PER_VALUE
+    if min(resampled) > 0 and (memory is None or needed <= memory):
+        return None
+    wrong = f"{needed / 2**30:.0f} GB, more than this machine has" if min(resampled) > 0 else "nothing"
+    return (
+        f"its {_by(sizes)} voxels of {_by(spacing)} mm would be resampled to {_by(resampled)} voxels of {_by(target)} "
+        f"mm: {wrong}. Is the spacing in its header right, and in mm?"
+    )
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,0 +1,148 @@
+"""Is an image file whole, and are its values numbers?
+
+SimpleITK does not say: it reads truncated NIfTI and GIPL files, filling what is lacking, and turns NaN and Inf of NIfTI
+files into zeros.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from nnunetv2_unimrseg.errors import in_one_line
+from nnunetv2_unimrseg.utils.files import file_problem
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+_CHUNK = 1 << 20
+_LONGEST_HEADER = 540
+_SMALLEST_OFFSETS = {348: 352, 540: 544}
+_MOST_DIMENSIONS = 7
+_GIPL_HEADER_BYTES = 256
+
+
+def image_problem(path: str | Path) -> str | None:
+    """Return why an image file cannot be used (truncated, damaged, empty, NaN or Inf), or None.
+
+    NIfTI files are read to their end, against the checksum where they are compressed; of GIPL files the length is
+    checked; PNG files are decoded. Files of other formats are left to their readers, which raise where one is
+    truncated.
+    """
+    path = Path(path)
+    problem = file_problem(path)
+    if problem is None:
+        problem = next((found(path) for endings, found in _CHECKS.items() if path.name.lower().endswith(endings)), None)
+    return problem
+
+
+def segmentation_problem(path: str | Path, reader: BaseReaderWriter, expected: np.ndarray | None = None) -> str | None:
+    """Return why a segmentation that was written is not whole, or None. The file is read to its end.
+
+    Args:
+        path: the file.
+        reader: of the dataset.
+        expected: `(X, Y, Z)`, what must be in it; None for anything.
+    """
+    try:
+        problem = image_problem(path)
+        if problem is None:
+            found = reader.read_seg(str(path))[0][0]
+            problem = None if expected is None or np.array_equal(found, expected) else "it reads back otherwise"
+        return problem
+    except MemoryError:
+        raise
+    except Exception as error:  # readers raise whatever their library raises
+        return in_one_line(error)
+
+
+def nifti_problem(path: str | Path) -> str | None:
+    """Return what is wrong with a `.nii` or `.nii.gz` file, or None; see `image_problem`."""
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        try:
+            return _stream_problem(stream)
+        except (EOFError, OSError, OverflowError, ValueError, zlib.error) as error:
+            return f"it is truncated or damaged: {error}"
+
+
+def _stream_problem(stream: IO[bytes]) -> str | None:
+    start = stream.read(_LONGEST_HEADER)
+    header = _read_header(start)
+    if header is None:
+        return f"it is truncated or no NIfTI file: no NIfTI header in its first {len(start)} bytes"
+    dimensions = int(header["dim"][0])
+    sizes = [int(size) for size in header["dim"][1 : 1 + max(dimensions, 0)]]
+    if not 1 <= dimensions <= _MOST_DIMENSIONS or min(sizes) < 1:
+        return f"its header is damaged: {dimensions} dimensions of the sizes {sizes}"
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < math.inf:
+        return f"its header is damaged: its voxels begin at byte {offset}"
+    length = (math.prod(sizes) * int(header["bitpix"]) + 7) // 8
+    kind = _float_type(header)
+    stream.seek(max(int(offset), _SMALLEST_OFFSETS[int(header["sizeof_hdr"])]))
+    left, all_finite = length, True
+    while chunk := stream.read(_CHUNK):
+        values = chunk[: max(left, 0)]
+        left -= len(chunk)
+        all_finite = all_finite and _all_finite(values, kind)
+    if left > 0:
+        return f"it is truncated: {left} of {length} bytes of voxels are lacking"
+    return None if all_finite else "it holds NaN or infinite values"
+
+
+def _read_header(start: bytes) -> Nifti1Header | None:
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    for header_class in (Nifti1Header, Nifti2Header):
+        if header_class.may_contain_header(start):
+            header = header_class(start[: header_class.template_dtype.itemsize], check=False)
+            is_single_file = bytes(header["magic"])[:3] in (b"n+1", b"n+2")
+            return header if is_single_file and int(header["sizeof_hdr"]) in _SMALLEST_OFFSETS else None
+    return None
+
+
+def _float_type(header: Nifti1Header) -> np.dtype | None:
+    """Return the type of the voxels where it can hold NaN."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        kind = header.get_data_dtype()
+    except HeaderDataError:
+        return None
+    is_float = np.issubdtype(kind, np.floating) and kind.itemsize * 8 == int(header["bitpix"])
+    return kind if is_float else None
+
+
+def _all_finite(values: bytes, kind: np.dtype | None) -> bool:
+    if kind is None:
+        return True
+    return bool(np.isfinite(np.frombuffer(values[: len(values) // kind.itemsize * kind.itemsize], kind)).all())
+
+
+def _gipl_problem(path: Path) -> str | None:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    bytes_per_voxel = SimpleITK.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    length = _GIPL_HEADER_BYTES + math.prod(reader.GetSize()) * bytes_per_voxel
+    lacking = length - path.stat().st_size
+    return f"it is truncated: {lacking} of {length} bytes are lacking" if lacking > 0 else None
+
+
+_CHECKS: dict[tuple[str, ...], Callable[[Path], str | None]] = {
+    (".nii", ".nii.gz"): nifti_problem,
+    (".gipl",): _gipl_problem,
+}

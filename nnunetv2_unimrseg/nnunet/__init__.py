@@ -1,0 +1,1 @@
+"""What is known of nnU-Net's folders and files."""

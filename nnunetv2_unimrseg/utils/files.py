@@ -1,0 +1,249 @@
+"""Files that are either whole or not there: written beside their place, read back, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import platform
+import shutil
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_unimrseg.errors import UserError, in_one_line
+
+_UNFINISHED, _FOLDER_SUFFIX = ".unfinished", "files"
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: str | os.PathLike,
+    problem_of: Callable[[Path], str | None] | None = None,
+    *,
+    failures: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[Path]:
+    """Yield the path to write a file to; once it is written and found whole, it takes its place in one step.
+
+    Other processes see the old file or the new one. Where anything fails, the unfinished file is removed and the old
+    one is as it was. Leftovers of processes that were killed while they wrote the same file are removed.
+
+    Args:
+        path: the file's place; a link to a file stays a link.
+        problem_of: reads the file back and says what is wrong with it, or None; by default `file_problem`.
+        failures: what the library that writes raises where it cannot, besides OSError.
+
+    Raises:
+        UserError: when the file cannot be written, or is not whole afterwards: a full disk, a quota, no permission.
+    """
+    place = _place(Path(path))
+    temporary = place.with_name(f"{_prefix()}{os.getpid()}-{threading.get_ident()}-{place.name}")
+    try:
+        remove_leftovers(place.parent, glob.escape(place.name))
+        yield temporary
+        _flush_to_disk(temporary)
+        problem = (problem_of or file_problem)(temporary)
+        if problem:
+            raise _not_written(place, _is_not_whole(problem))
+        if place.exists():
+            shutil.copymode(place, temporary)
+        os.replace(temporary, place)
+    except UserError:
+        raise
+    except (OSError, *failures) as error:
+        raise _not_written(place, getattr(error, "strerror", None) or in_one_line(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _place(path: Path) -> Path:
+    problem = place_problem(path)
+    if problem:
+        raise UserError(f"Cannot write {path}: {problem} Remove it, or choose another place.")
+    return path.resolve()
+
+
+def place_problem(path: Path) -> str | None:
+    """Say why no file can take this place, or None: it is, or links to, a folder or a device."""
+    place = path.resolve()
+    if place.is_file() or not place.exists():
+        return None
+    kind = "a folder" if place.is_dir() else "no regular file"
+    return f"it leads to {place}, which is {kind}." if path.is_symlink() else f"it is {kind}."
+
+
+def _prefix() -> str:
+    return f"{_UNFINISHED}-{platform.node()}-"
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what processes of this machine that are dead had begun to write into a folder (under this name)."""
+    prefix = _prefix()
+    for leftover in folder.glob(f"{glob.escape(prefix)}*-{name}"):
+        process = leftover.name.removeprefix(prefix).partition("-")[0]
+        if not process.isdecimal() or _is_alive(int(process)):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until the disk has the file: only then a full disk, a quota or a lost network share shows."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _is_not_whole(problem: str) -> str:
+    return f"what was written is not whole ({problem}); is the disk or the quota full?"
+
+
+def _not_written(place: Path, reason: str) -> UserError:
+    free = ""
+    with contextlib.suppress(OSError):
+        free = f" {place.parent} has {shutil.disk_usage(place.parent).free / 2**20:.1f} MB free."
+    return UserError(f"Cannot write {place}: {reason}. What was there before is unchanged.{free}")
+
+
+def file_problem(path: Path) -> str | None:
+    """Say in words why a file is not whole, or None: text, JSON, PNG, and zip archives such as `.npz` and `.pth`."""
+    try:
+        if not path.is_file():
+            return "there is no such file"
+        if path.stat().st_size == 0:
+            return "it is empty"
+        read = _READ_BACK.get(path.suffix.lower())
+        return None if read is None else read(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the format's library raises for a damaged file
+        return in_one_line(error)
+
+
+def _read_text(path: Path) -> None:
+    path.read_text(encoding="utf-8")
+
+
+def _read_json(path: Path) -> None:
+    json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_zip(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # reads everything, against its checksums
+    return None if damaged is None else f"its entry {damaged} is damaged"
+
+
+def _read_picture(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.load()
+
+
+_READ_BACK: dict[str, Callable[[Path], str | None]] = {
+    **dict.fromkeys((".csv", ".html", ".md", ".tex", ".txt"), _read_text),
+    **dict.fromkeys((".npz", ".pth", ".zip"), _read_zip),
+    ".json": _read_json,
+    ".png": _read_picture,
+}
+
+
+def has_zip_directory(path: Path) -> bool:
+    """Whether an archive (`.npz`, `.pth`) has its end, which is written last; reads no more than that."""
+    try:
+        return path.is_file() and zipfile.is_zipfile(path)
+    except OSError:
+        return False
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: when the file is absent, is no JSON, or holds something else than an object; names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}. Mend or remove it.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, found {type(content).__name__}.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object as nnU-Net formats it; see `whole_file`."""
+    write_text(path, json.dumps(content, indent=4))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8); see `whole_file`."""
+    content = text.encode("utf-8")
+
+    def difference(written: Path) -> str | None:
+        return None if written.read_bytes() == content else "it reads back otherwise"
+
+    with whole_file(path, difference) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_files(
+    folder: str | os.PathLike,
+    problem_of: Callable[[Path], str | None] | None = None,
+    *,
+    failures: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[Path]:
+    """Yield an empty folder to write files to; once all are written and whole, they move to `folder`.
+
+    Where anything fails, nothing in `folder` has changed. See `whole_file` for the arguments.
+
+    Raises:
+        UserError: when a file cannot be written, or is not whole afterwards.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, _FOLDER_SUFFIX)
+        prefix = f"{_prefix()}{os.getpid()}-{threading.get_ident()}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, suffix=f"-{_FOLDER_SUFFIX}", dir=folder) as temporary:
+            yield Path(temporary)
+            written = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+            places = [_place(folder / file.relative_to(temporary)) for file in written]
+            for file, place in zip(written, places, strict=True):
+                _flush_to_disk(file)
+                if problem := (problem_of or file_problem)(file):
+                    raise _not_written(place, _is_not_whole(problem))
+            for file, place in zip(written, places, strict=True):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)
+    except UserError:
+        raise
+    except (OSError, *failures) as error:
+        raise _not_written(folder, getattr(error, "strerror", None) or in_one_line(error)) from error
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it stays where it holds something
+                folder.rmdir()

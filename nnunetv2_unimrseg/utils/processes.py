@@ -1,0 +1,121 @@
+"""Other processes: workers that end quietly, and other people's functions that start some."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, TypeVar
+
+from nnunetv2_unimrseg.errors import UserError
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Let processes that are started inside never see Ctrl-C, which a terminal sends to them too.
+
+    They inherit the blocked signal. One that reaches this thread meanwhile is delivered at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _children_end_with_interrupts() -> Iterator[None]:
+    """End the processes that were started inside when Ctrl-C ends it."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except KeyboardInterrupt:
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """Call a function that starts processes of its own; Ctrl-C ends them, and they print nothing.
+
+    Raises:
+        Exception: whatever the function raises.
+        KeyboardInterrupt: when Ctrl-C was pressed meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return function()
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        with _children_ignore_interrupts():
+            try:
+                outcome.set_result(function())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+    with _children_end_with_interrupts():
+        threading.Thread(target=run, daemon=True).start()
+        return outcome.result()
+
+
+class Workers:
+    """Processes that compute beside this one; a context manager, whose end waits for what was begun.
+
+    Args:
+        count: the number of processes; with 0 this process computes, at once.
+        advice: what to do where one is killed, as in "Use fewer processes (-npp)."
+    """
+
+    def __init__(self, count: int, advice: str) -> None:
+        self.count = count
+        self._advice = advice
+        self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) if count else None
+        self._children = contextlib.ExitStack()
+
+    def __enter__(self) -> Workers:
+        self._children.enter_context(_children_end_with_interrupts())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._children.__exit__(kind, error, trace)
+        if self._pool is not None:
+            interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+            self._pool.shutdown(wait=not interrupted, cancel_futures=kind is not None)
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Let a process call a function, which must be importable; its arguments and result are pickled."""
+        if self._pool is not None:
+            with _children_ignore_interrupts(), self._broken():
+                return self._pool.submit(function, *arguments)
+        done: Future[T] = Future()
+        done.set_result(function(*arguments))
+        return done
+
+    def result(self, future: Future[T]) -> T:
+        """Wait for a result.
+
+        Raises:
+            UserError: when a process was killed, as happens for lack of memory.
+            Exception: whatever the function raised.
+        """
+        with self._broken():
+            return future.result()
+
+    @contextlib.contextmanager
+    def _broken(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"A worker process was killed, most likely because the memory of this machine was full. {self._advice}"
+            ) from error
