@@ -302,3 +302,8 @@ def _acquire(lock: Path) -> None:
                 elif time.monotonic() - since > _ABANDONED_AFTER_S:
                     lock.unlink()
             time.sleep(0.02)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write in {lock.parent}: {error.strerror}. Make room or permission there, or choose another "
+                "folder."
+            ) from error

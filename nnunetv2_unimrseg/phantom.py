@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.data.whole_image import image_problem
+from nnunetv2_unimrseg.errors import UserError, in_one_line
 
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
 LABELS = {"background": 0, "edema": 1, "non_enhancing_tumour": 2, "enhancing_tumour": 3}
@@ -114,9 +115,16 @@ def write_phantom_dataset(
             "description": f"Generated toy brains with a tumour, seed {seed}; not medical data.",
         }
         (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        for path in sorted(unfinished.rglob("*.nii.gz")):
+            if problem := image_problem(path):
+                raise OSError(f"{path.name} is not whole: {problem}; is the disk or the quota full?")
         if dataset_folder.exists():
             dataset_folder.rmdir()
         unfinished.rename(dataset_folder)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or in_one_line(error)
+        raise UserError(f"Cannot write the phantom to {dataset_folder}: {reason}. Nothing was written.") from error
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

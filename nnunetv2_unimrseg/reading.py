@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,7 +174,33 @@ def read_case(
     return data, reference.properties
 
 
-def _read_file(path: str, reader: BaseReaderWriter, problems: list[str]) -> _Image | None:
+def read_label(
+    path: str, reader: BaseReaderWriter, image: tuple[str, np.ndarray, dict] | None, problems: list[str]
+) -> np.ndarray | None:
+    """Read the label of a case `(1, X, Y, Z)`, checked to lie on the grid of its images.
+
+    Args:
+        path: the label's file.
+        reader: an instance of the dataset's reader.
+        image: a file of the case, and the image and properties that `read_case` returns; None where it returns None.
+        problems: is appended to.
+
+    Returns:
+        None where the label cannot be read or lies on another grid.
+    """
+    found = len(problems)
+    label = _read_file(path, reader, problems, read=reader.read_seg)
+    if label is not None and image is not None:
+        _compare(_Image(*image), label, problems)
+    return label.data if label is not None and len(problems) == found else None
+
+
+def _read_file(
+    path: str,
+    reader: BaseReaderWriter,
+    problems: list[str],
+    read: Callable[[str], tuple[np.ndarray, dict]] | None = None,
+) -> _Image | None:
     unusable = why_unusable(path)
     if unusable is not None:
         problems.append(f"{path}: {unusable}")
@@ -182,7 +208,7 @@ def _read_file(path: str, reader: BaseReaderWriter, problems: list[str]) -> _Ima
     advice = "Copy or convert it again, or leave it out."
     try:
         wrong = image_problem(path)
-        data, properties = (None, None) if wrong else reader.read_images([path])
+        data, properties = (None, None) if wrong else read(path) if read else reader.read_images([path])
     except Exception as error:  # readers raise whatever their library raises, a MemoryError where a size is absurd
         wrong = f"it cannot be read: {reason_of(error)}"
     if wrong:

@@ -11,13 +11,10 @@ Python types; one evaluation for each kind and set of folds.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.results import Evaluation
 from nnunetv2_unimrseg.hardware import device_option
+from nnunetv2_unimrseg.utils.files import whole_file
 
 KEY = "unimrseg_evaluation"
 """Of the checkpoint's dictionary."""
@@ -190,33 +188,21 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 def _write(checkpoint: Mapping[str, Any], path: Path, before: tuple[int, int] | None) -> None:
     """Write a checkpoint beside the one that was read from `path`, then put it in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _as_user_error(path), temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if _state(path) != before:
-            raise UserError(f"{path} was changed by another process meanwhile; the evaluation was not stored in it.")
-        with _as_user_error(path):
-            shutil.copymode(path, temporary)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _as_user_error(path: Path) -> Iterator[None]:
-    """Turn what a full disk or a folder without write permission raises (from torch: RuntimeError) into a UserError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        needed, free = path.stat().st_size / 2**20, shutil.disk_usage(path.parent).free / 2**20
-        raise UserError(
-            f"The evaluation was not stored in {path}, which is as it was: {reason}. The new file is written beside "
-            f"the old one, so {path.parent} must be writable and have {needed:.0f} MB free (it has {free:.0f} MB)."
-        ) from error
+        with whole_file(path, failures=(RuntimeError,)) as temporary:
+            torch.save(checkpoint, temporary)
+            if _state(path) != before:
+                raise UserError(
+                    f"{path} was changed by another process meanwhile; the evaluation was not stored in it."
+                )
+    except UserError as error:
+        if isinstance(error.__cause__, OSError | RuntimeError):
+            needed = path.stat().st_size / 2**20
+            raise UserError(
+                f"The evaluation was not stored in {path}. {error} The new file is written beside the old one, so "
+                f"{path.parent} must be writable and have {needed:.0f} MB free."
+            ) from error
+        raise
 
 
 def read_stored_evaluations(checkpoint: Mapping[str, Any], path: Path) -> FoldEvaluations:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -37,9 +38,11 @@ NUMBER, DATASET = 905, "Dataset905_Killed"
 CONFIGURATION, PLANS = "3d_fullres", "nnUNetUniMRSegPlans"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 WRITE, STEP, FINAL, VALIDATION = "write", "step", "final", "validation"
-LONGEST_DELAY = {WRITE: 0.02, STEP: 1.0, FINAL: 0.02, VALIDATION: 1.0}
+LONGEST_DELAY = {WRITE: 0.02, STEP: 3.0, FINAL: 0.02, VALIDATION: 1.0}
 """Seconds between what a kill waits for and the kill: up to this long."""
 POLL_SECONDS = 0.0005
+PREDICTING = r"(predicting|reconstructing) \w"
+"""Of a line in the log of the end validation."""
 LONGEST_RUN_SECONDS = 600
 WIDTHS = (4, 11, 7, 46, 36, 28)
 
@@ -121,8 +124,14 @@ class Run:
             )  # fmt: skip
 
     def of_stage(self, stage: str) -> str:
-        """Return what was printed since this run began with a stage, "" before."""
-        return self.log.read_text(errors="replace").partition(f"-tr {TRAINER_OF_SECTION[stage]} ")[2]
+        """Return what was printed while this run trained a stage, "" before."""
+        text = self.log.read_text(errors="replace")
+        return text.partition(f"-tr {TRAINER_OF_SECTION[stage]} ")[2].partition("\nnnUNetv2_train ")[0]
+
+    def is_past(self, stage: str) -> bool:
+        """Whether this run has gone on to a later stage."""
+        text = self.log.read_text(errors="replace")
+        return any(f"-tr {TRAINER_OF_SECTION[later]} " in text for later in STAGES[STAGES.index(stage) + 1 :])
 
     def writing(self, stage: str, name: str = "checkpoint_") -> list[str]:
         """Return the files that this run is writing into a stage's folder."""
@@ -138,25 +147,39 @@ class Run:
     def wait_for(self, kill: Kill, generator: random.Random) -> bool:
         """Wait for the moment of a kill; False when the run ends, or the stage is past it."""
         times, seen, was_there = generator.randint(1, 2), 0, False
-        deadline = time.monotonic() + LONGEST_RUN_SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
+        begun = time.monotonic()
+        for poll in itertools.count():
+            if self.process.poll() is not None or time.monotonic() - begun > LONGEST_RUN_SECONDS:
+                return False
             if kill.moment in (WRITE, FINAL):
-                is_there = bool(self.writing(kill.stage, "checkpoint_final" if kill.moment == FINAL else "checkpoint_"))
-                seen += is_there and not was_there
-                was_there = is_there
-                come = seen >= (1 if kill.moment == FINAL else times)
-                time.sleep(POLL_SECONDS)
+                names = self.writing(kill.stage, "checkpoint_")
+                is_last = any(name.endswith(CHECKPOINTS[0]) for name in names)
+                seen += bool(names) and not was_there
+                was_there = bool(names)
+                come = is_last or (kill.moment == WRITE and seen >= times)
+                wait = POLL_SECONDS
             else:
                 printed = self.of_stage(kill.stage)
-                epochs = len(re.findall(r"Epoch \d+\s", printed))
-                come = epochs >= times or "Training done." in printed
+                come = len(re.findall(r"Epoch \d+\s", printed)) >= times or "Training done." in printed
                 if kill.moment == VALIDATION:
-                    come = re.search(r"(predicting|reconstructing) \w", printed) is not None
-                time.sleep(20 * POLL_SECONDS)
+                    come = re.search(PREDICTING, printed) is not None
+                wait = 20 * POLL_SECONDS
             if come:
+                if kill.moment in (WRITE, FINAL) and generator.random() < 0.5:
+                    self._wait_for_bytes(kill.stage, names[0])
                 time.sleep(generator.uniform(0, LONGEST_DELAY[kill.moment]))
                 return True
+            if poll % 200 == 0 and self.is_past(kill.stage):
+                return False
+            time.sleep(wait)
         return False
+
+    def _wait_for_bytes(self, stage: str, name: str) -> None:
+        """Wait until the first bytes of an unfinished file are on the disk; the library writes few large pieces."""
+        path = self.place.fold(stage) / name
+        with contextlib.suppress(FileNotFoundError):
+            while path.stat().st_size == 0 and self.process.poll() is None:
+                time.sleep(POLL_SECONDS / 5)
 
     def kill(self) -> None:
         """Kill the process group and wait until it is gone."""
@@ -175,7 +198,7 @@ class Run:
             return f"writing {half[0].rpartition('-')[2]}, {path.stat().st_size / 1e6:.2f} MB there"
         printed = self.of_stage(stage)
         epochs = re.findall(r"Epoch (\d+)\s", printed)
-        if re.search(r"(predicting|reconstructing) \w", printed):
+        if re.search(PREDICTING, printed):
             return "end validation"
         if "Training done." in printed:
             return "after the last epoch"
@@ -285,7 +308,7 @@ def prepare(place: Place, epochs: int) -> None:
     values = {"num_epochs": epochs, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "save_every": 1}
     settings = [f"{stage}.{name}={value}" for stage in STAGES for name, value in values.items()]
     for command in (
-        ["unimrseg", "plan", *number, "-gpu_memory_target", "1", "--base-features", "8", "-np", "1"],
+        ["unimrseg", "plan", *number, "-gpu_memory_target", "1", "--base-features", "16", "-np", "1"],
         ["unimrseg", "configure", *number, "-p", PLANS, "--set", *settings],
     ):
         subprocess.run(command, env=place.env, check=True, stdout=subprocess.DEVNULL)

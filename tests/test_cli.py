@@ -246,7 +246,7 @@ def test_train_runs_what_is_missing_and_skips_the_rest(workspace):
 
 
 @pytest.mark.integration
-def test_a_failing_stage_ends_the_run_with_its_exit_code(workspace):
+def test_a_stage_that_the_user_must_mend_ends_the_run_with_its_message(workspace):
     fold = workspace.model_folder(TRAINER_OF_SECTION["stage1"]) / "fold_2"
     fold.mkdir(exist_ok=True)
     kept = (fold / "checkpoint_final.pth").read_bytes() if (fold / "checkpoint_final.pth").exists() else None
@@ -259,8 +259,9 @@ def test_a_failing_stage_ends_the_run_with_its_exit_code(workspace):
         (fold / "checkpoint_final.pth").unlink()
     else:
         (fold / "checkpoint_final.pth").write_bytes(kept)
-    assert result.returncode == 1
-    assert "failed (exit code 1)" in result.stderr
+    assert result.returncode == 2
+    assert f"unimrseg: error: The training in {fold} cannot be continued: none of its checkpoints" in result.stderr
+    assert "the same command" not in result.stderr and "Traceback" not in result.stderr
 
 
 def test_configure_lists_malformed_unknown_and_wrong_values_in_one_error(planned, capsys):
@@ -315,7 +316,7 @@ def test_plans_that_cannot_be_written_are_one_error(planned, capsys, monkeypatch
     before = planned.read_text()
     monkeypatch.setattr("os.replace", refuse)
     message = refused(capsys, "configure", "-d", "7", "-c", "3d_fullres", "--set", "stage1.num_epochs=5")
-    assert "Permission denied. Nothing was changed." in message
+    assert "Permission denied. What was there before is unchanged." in message
     assert planned.read_text() == before
     assert not list(planned.parent.glob(".*"))
 

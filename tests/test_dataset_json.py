@@ -7,6 +7,7 @@ import json
 import pytest
 import tiny
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
@@ -310,10 +311,7 @@ def test_what_is_right_is_accepted(changed):
     check_dataset_json(content, "it", raw=True)
     check_dataset_json(content, "it")
     assert json.dumps(content) == before
-    if "labels" in changed:
-        from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-        LabelManager(content["labels"], content.get("regions_class_order"))
+    LabelManager(content["labels"], content.get("regions_class_order"))
 
 
 def test_beside_a_model_only_what_is_used_there_matters():

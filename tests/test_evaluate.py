@@ -322,8 +322,8 @@ def test_references_with_other_values_than_the_labels_are_refused(model, root):
     tiny.write(labels / "a.nii.gz", np.full(tiny.SHAPE, 7, np.uint8))
     (labels / "b.nii.gz").write_bytes((labels / "b.nii.gz").read_bytes()[:200])
     message = error_of(model, [0])
-    assert "2 problems" in message and "holds 7; the dataset's labels are 0, 1, 2" in message
-    assert "b.nii.gz cannot be used: it is truncated" in message
+    assert "2 problems" in message and "holds the value 7; the dataset's labels are 0, 1, 2" in message
+    assert "b.nii.gz: cannot be used: it is truncated" in message
 
 
 def test_a_reference_that_lies_elsewhere_is_told(model, root, capsys):

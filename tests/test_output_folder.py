@@ -262,6 +262,6 @@ def test_scans_of_validation_cases_do_not_go_unnoticed(tmp_path, monkeypatch):
         (images / f"{name}_0002.nii.gz").symlink_to("/unmounted/x")
     message = error_of(validation_cases, tiny.plans(), trained.CONFIGURATION, tiny.dataset_json(), ["0"])
     assert message == (
-        f"The cases have 1 problem; nothing was computed:\n  - {images}/a_0002.nii.gz: is a link to /unmounted/x, which "
-        "does not exist. Mount or copy what it points to, or remove the link."
+        f"The cases have 1 problem; nothing was computed:\n  - {images}/a_0002.nii.gz: is a link to /unmounted/x, "
+        "which does not exist. Mount or copy what it points to, or remove the link."
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
+import trained
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.cli.plan import configurations_to_preprocess
+from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.phantom import write_phantom_dataset
-from nnunetv2_unimrseg.raw_dataset import check_raw_dataset
 
 DATASET = "Dataset007_Tiny"
 PLANS = {
@@ -26,18 +28,13 @@ PLANS = {
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch) -> Path:
-    """A raw dataset of two cases; their files are empty, since no check reads them."""
+    """A raw dataset of two cases of four modalities."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / variable).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / variable))
     folder = tmp_path / "nnUNet_raw" / DATASET
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
+    trained.write_cases(folder / "imagesTr", folder / "labelsTr", ("case_a", "case_b"))
     (folder / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
-    for case in ("case_a", "case_b"):
-        (folder / "labelsTr" / f"{case}.nii.gz").touch()
-        for channel in range(4):
-            (folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz").touch()
     return folder
 
 
@@ -55,27 +52,28 @@ def test_a_complete_dataset_passes(raw):
 def test_every_incomplete_training_case_is_listed_and_nothing_is_written(raw, capsys):
     (raw / "imagesTr" / "case_a_0002.nii.gz").unlink()
     (raw / "labelsTr" / "case_b.nii.gz").unlink()
-    (raw / "imagesTr" / "case_b_0007.nii.gz").touch()
-    (raw / "imagesTr" / "notes.nii.gz").touch()
+    shutil.copy(raw / "imagesTr" / "case_b_0000.nii.gz", raw / "imagesTr" / "case_b_0007.nii.gz")
+    shutil.copy(raw / "imagesTr" / "case_b_0000.nii.gz", raw / "imagesTr" / "notes.nii.gz")
     message = refused(capsys, "-d", "7")
-    assert "4 problem(s)" in message
-    assert "case_a: lacks _0002 (T1)" in message
-    assert "case_b: there is no labelsTr/case_b.nii.gz" in message
-    assert "case_b: _0007 is beyond the 4 modalities" in message
-    assert "notes.nii.gz: no channel suffix" in message
+    assert "has 4 problems; nothing was computed" in message
+    assert "case 'case_a': lacks _0002 (T1)." in message
+    assert f"case 'case_b': the label {raw / 'labelsTr' / 'case_b.nii.gz'}: there is no such file." in message
+    assert "case_b_0007.nii.gz: there is no channel 0007" in message
+    assert "notes.nii.gz: the name has no channel suffix" in message
+    assert "training needs all of them in every training case" in message
     assert not list((raw.parents[1] / "nnUNet_preprocessed").iterdir())
 
 
 def test_the_number_of_cases_must_agree(raw):
     (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 3}))
-    with pytest.raises(UserError, match="numTraining = 3, but there are 2"):
+    with pytest.raises(UserError, match="numTraining = 3, but there are 2 cases: case_a, case_b"):
         check_raw_dataset(raw)
 
 
 def test_listed_files_must_exist(raw):
     cases = {"x": {"images": [f"imagesTr/case_a_{channel:04d}.nii.gz" for channel in range(3)], "label": "gone.nii.gz"}}
     (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 1, "dataset": cases}))
-    with pytest.raises(UserError, match=r"(?s)x: 3 images, but 4 modalities.*x: no file .*gone.nii.gz"):
+    with pytest.raises(UserError, match=r"(?s)case 'x': lacks _0003 \(T2\).*case 'x': the label .*gone.nii.gz: there is no such file"):
         check_raw_dataset(raw)
 
 

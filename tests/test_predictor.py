@@ -12,8 +12,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_unimrseg.cases import write_report
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.inference.arrays import scatter
+from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.predictor import UniMRSegPredictor
 
 BRAIN = Modalities(("FLAIR", "T1", "T1ce", "T2"))

@@ -348,7 +348,7 @@ def test_a_cascade_needs_the_previous_stage(folder, tmp_path):
         predictor.predict_from_files,
         folder,
         tmp_path / "out",
-        folder_with_segs_from_prev_stage=str(tmp_path),
+        folder_with_segs_from_prev_stage=str(tmp_path / "previous"),
         **SEQUENTIAL,
     )
     assert "4 problems" in message and "a.nii.gz is not there" in message
@@ -384,6 +384,7 @@ def test_the_stock_predictor_refuses_a_case_with_a_scan_that_would_go_unnoticed(
     checked = pickle.loads(pickle.dumps(predictor.configuration_manager))
     assert checked.folder_was_checked is True
     assert preprocessor.run_case(files, None, plans_manager, checked, tiny.dataset_json())[0].shape[0] == 4
-    assert "2 problems" in error_of(predictor.predict_from_files, folder, None, modalities=("CT", "PET"), **SEQUENTIAL)
+    message = error_of(predictor.predict_from_files, folder, None, modalities=("CT", "PET"), **SEQUENTIAL)
+    assert "b_0001.nii: ends" in message and "c_0000.nii.gz: is a link" in message and "c_0002" not in message
     predictor.predict_from_files([files], tmp_path / "out", **SEQUENTIAL)
     assert (tmp_path / "out" / "c.nii.gz").is_file()

@@ -10,8 +10,8 @@ import tiny
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_unimrseg.data.whole_image import nifti_problem
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.nifti import nifti_problem
 from nnunetv2_unimrseg.preprocessing import (
     UniMRSegConfigurationManager,
     UniMRSegPreprocessor,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_unimrseg.checkpoints import read_checkpoint, take_weights
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
+from nnunetv2_unimrseg.data.preprocessed_cases import check_preprocessed_cases
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import dataset_id
 from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, without_autocast
@@ -213,6 +215,10 @@ class UniMRSegTrainer(nnUNetTrainer):
         if self.is_cascaded and self.section in STAGES:
             cases = itertools.chain.from_iterable(self.do_split())
             check_previous_segmentations(Path(self.folder_with_segs_from_previous_stage), cases, *self._cascade())
+        preprocessed = Path(self.preprocessed_dataset_folder)
+        if self.local_rank == 0 and preprocessed.is_dir():
+            dataset_class = infer_dataset_class(str(preprocessed))
+            check_preprocessed_cases(preprocessed, dataset_class, self.label_manager, self.modalities)
         if not self.weights_were_loaded:
             initial = self.initial_checkpoint()
             if initial is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.folders import (
     dataset_id,
@@ -21,10 +22,12 @@ from nnunetv2_unimrseg.folders import (
     nnunet_folder,
     preprocessing_command,
     read_json,
+    read_plans,
     require_folders,
 )
 from nnunetv2_unimrseg.hardware import device_option
-from nnunetv2_unimrseg.raw_dataset import check_raw_dataset
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.utils.processes import interruptible
 
 PLANNED_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 
@@ -135,17 +138,32 @@ def _make_fingerprint(dataset: str, num_cases: int, args: argparse.Namespace) ->
     if path.is_file() and not args.clean:
         _check_fingerprint(path, num_cases)
         print(f"The fingerprint {path} is reused; --clean makes it anew.")
+    extract = functools.partial(
+        extract_fingerprint_dataset,
+        dataset_id(dataset),
+        num_processes=args.np or default_num_processes,
+        check_dataset_integrity=args.verify_dataset_integrity,
+        clean=args.clean,
+        verbose=False,
+    )
     try:
-        extract_fingerprint_dataset(
-            dataset_id(dataset),
-            num_processes=args.np or default_num_processes,
-            check_dataset_integrity=args.verify_dataset_integrity,
-            clean=args.clean,
-            verbose=False,
-        )
+        interruptible(extract)
     except (AssertionError, RuntimeError, OSError) as error:
         more = "" if args.verify_dataset_integrity else " --verify_dataset_integrity names every bad file."
         raise UserError(f"nnU-Net refuses the training data of {dataset}: {error}{more}") from error
+    _check_intensities(path)
+
+
+def _check_intensities(fingerprint: Path) -> None:
+    """Check that the intensities of the foreground, with which CT is normalised, are numbers."""
+    channels = read_json(fingerprint)["foreground_intensity_properties_per_channel"]
+    unusable = [channel for channel, values in channels.items() if not all(map(math.isfinite, values.values()))]
+    if unusable:
+        raise UserError(
+            f"The intensities of channel {', '.join(unusable)} inside the labels are so large that their mean or "
+            f"standard deviation is no number (see {fingerprint}). Look for images with wrong values there, replace "
+            "them, and run the command again with --clean."
+        )
 
 
 def _check_fingerprint(path: Path, num_cases: int) -> None:
@@ -208,7 +226,33 @@ def _preprocess(dataset: str, plans_name: str, configurations: list[str], num_pr
     processes = [
         num_processes or min(default_num_processes, most.get(name, default_num_processes)) for name in configurations
     ]
-    preprocess_dataset(dataset_id(dataset), plans_name, configurations, processes)
+    preprocess = functools.partial(preprocess_dataset, dataset_id(dataset), plans_name, configurations, processes)
+    try:
+        interruptible(preprocess)
+    except OSError as error:
+        raise UserError(
+            f"The preprocessed data of {dataset} cannot be written: {error}. Run the command again when it can."
+        ) from error
+    _check_preprocessed(dataset, plans_name, configurations)
+
+
+def _check_preprocessed(dataset: str, plans_name: str, configurations: Sequence[str]) -> None:
+    """Read back what was written, so that no training starts from a damaged file."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_unimrseg.data.preprocessed_cases import check_preprocessed_cases
+
+    base = nnunet_folder("nnUNet_preprocessed") / dataset
+    plans_manager, dataset_json = PlansManager(read_plans(dataset, plans_name)), read_json(base / "dataset.json")
+    for name in configurations:
+        folder = base / plans_manager.get_configuration(name).data_identifier
+        check_preprocessed_cases(
+            folder,
+            infer_dataset_class(str(folder)),
+            plans_manager.get_label_manager(dataset_json),
+            Modalities.from_dataset_json(dataset_json),
+        )
 
 
 def _next_command(dataset: str, plans_name: str, configurations: list[str]) -> str:

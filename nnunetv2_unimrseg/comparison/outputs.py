@@ -10,8 +10,6 @@ FOLDER/report.html        all of it on one page
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from nnunetv2_unimrseg.evaluation.results import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
 from nnunetv2_unimrseg.folders import read_json, write_json
 from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
+from nnunetv2_unimrseg.utils.files import whole_files
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 from nnunetv2_unimrseg.versions import versions_of
 
@@ -58,20 +57,13 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write everything; the files are made in a folder of their own and moved into `folder` when all are done.
+    """Write everything; the files move into `folder` when all are written and whole.
 
     Raises:
         UserError: when the folder cannot be written to; then it is as it was.
     """
-    folder = folder.resolve()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = folder if folder.is_dir() else folder.parent  # a mounted folder's parent may be read-only
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place) as temporary:
-            _write_all(comparison, Path(temporary))
-            _move_all(Path(temporary), folder)
-    except OSError as error:
-        raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with -o.") from error
+    with whole_files(folder) as unfinished:
+        _write_all(comparison, unfinished)
 
 
 def _write_all(comparison: Comparison, folder: Path) -> None:
@@ -89,13 +81,6 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
     page = report_page(comparison, dice_plot=folder / DICE_PLOT, differences_plot=folder / DIFFERENCES_PLOT)
     (folder / REPORT_NAME).write_text(page, encoding="utf-8")
     write_json(folder / SUMMARY_NAME, summary_of(comparison))
-
-
-def _move_all(source: Path, folder: Path) -> None:
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        target = folder / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, target)
 
 
 def summary_of(comparison: Comparison) -> dict[str, Any]:

@@ -77,9 +77,10 @@ class Normalisation:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
-                return value_problem(DefaultPreprocessor(verbose=False)._normalize(values, mask, alone, foreground))
+                found = value_problem(DefaultPreprocessor(verbose=False)._normalize(values, mask, alone, foreground))
             except AssertionError as error:  # RGBTo01Normalization
                 return f"they are refused ({in_one_line(error)})"
+        return found and f"they become {found}"
 
 
 def normalisation_problems(
@@ -137,8 +138,8 @@ def value_problem(normalised: np.ndarray) -> str | None:
     """Say what is wrong with the values of a normalised channel, or None."""
     low, high = _extremes(normalised)
     if not (math.isfinite(low) and math.isfinite(high)):
-        return "they become NaN or infinite"
-    return "they all become the same" if low == high else None
+        return "NaN or infinite"
+    return "all the same" if low == high else None
 
 
 def _extremes(channel: np.ndarray) -> tuple[float, float]:

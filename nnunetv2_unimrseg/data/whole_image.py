@@ -7,7 +7,9 @@ files into zeros.
 from __future__ import annotations
 
 import gzip
+import logging
 import math
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,15 +34,30 @@ _GIPL_HEADER_BYTES = 256
 def image_problem(path: str | Path) -> str | None:
     """Return why an image file cannot be used (truncated, damaged, empty, NaN or Inf), or None.
 
-    NIfTI files are read to their end, against the checksum where they are compressed; of GIPL files the length is
-    checked; PNG files are decoded. Files of other formats are left to their readers, which raise where one is
-    truncated.
+    NIfTI files are read to their end, against the checksum where they are compressed; of GIPL and TIFF files the
+    lengths are checked; PNG files are decoded. Files of other formats are left to their readers, which raise where one
+    is truncated.
     """
     path = Path(path)
     problem = file_problem(path)
     if problem is None:
         problem = next((found(path) for endings, found in _CHECKS.items() if path.name.lower().endswith(endings)), None)
     return problem
+
+
+def written_image_problem(path: str | Path) -> str | None:
+    """Return why an image that was written is not whole, or None. The file is read to its end, whatever its format."""
+    path = Path(path)
+    problem = image_problem(path)
+    if problem is not None:
+        return problem
+    try:
+        next((decode(path) for endings, decode in _DECODERS.items() if path.name.lower().endswith(endings)), None)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the format's library raises for a damaged file
+        return in_one_line(error)
+    return None
 
 
 def segmentation_problem(path: str | Path, reader: BaseReaderWriter, expected: np.ndarray | None = None) -> str | None:
@@ -142,7 +159,58 @@ def _gipl_problem(path: Path) -> str | None:
     return f"it is truncated: {lacking} of {length} bytes are lacking" if lacking > 0 else None
 
 
+def _decode_with_simpleitk(path: Path) -> None:
+    import SimpleITK
+
+    SimpleITK.ReadImage(str(path))
+
+
+def _decode_with_tifffile(path: Path) -> None:
+    import tifffile
+
+    tifffile.imread(path)
+
+
+def _decode_with_pillow(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.load()
+
+
+_DECODERS: dict[tuple[str, ...], Callable[[Path], None]] = {
+    (".mha", ".nrrd"): _decode_with_simpleitk,
+    (".tif", ".tiff"): _decode_with_tifffile,
+    (".bmp",): _decode_with_pillow,
+}
+
+
+def _tiff_problem(path: Path) -> str | None:
+    """tifffile reads the pages that are left of a truncated file, and only logs that there should be more."""
+    import tifffile
+
+    logged: list[str] = []
+    log = logging.getLogger("tifffile")
+    handler = logging.Handler()
+    thread = threading.get_ident()
+    handler.emit = lambda record: logged.append(record.getMessage()) if record.thread == thread else None
+    log.addHandler(handler)
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages, size = list(file.pages), file.filehandle.size
+            ends = [sum(end) for page in pages for end in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    except Exception as error:  # whatever tifffile raises for a damaged file
+        return f"it is truncated or damaged: {in_one_line(error)}"
+    finally:
+        log.removeHandler(handler)
+    if max(ends, default=0) > size:
+        return f"it is truncated: {max(ends) - size} bytes of voxels are lacking"
+    broken = next((message for message in logged if "invalid" in message), None)
+    return f"it is truncated or damaged: {broken}" if broken else None
+
+
 _CHECKS: dict[tuple[str, ...], Callable[[Path], str | None]] = {
     (".nii", ".nii.gz"): nifti_problem,
     (".gipl",): _gipl_problem,
+    (".tif", ".tiff"): _tiff_problem,
 }

@@ -6,26 +6,29 @@ import functools
 import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import SimpleITK
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunetv2_unimrseg.background import map_in_threads
 from nnunetv2_unimrseg.cases import find_cases
+from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.scan_folder import scan_folder, why_unusable
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.nifti import nifti_problem
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.reading import assign_channels, case_name
+from nnunetv2_unimrseg.reading import assign_channels, case_name, read_label
 
 MOST_NAMED_PROBLEMS = 20
 
@@ -151,25 +154,20 @@ def check_label_values(
         UserError: one error that lists every case with another value, and every reference that cannot be read.
     """
     plans_manager = PlansManager(dict(plans))
-    label_manager = plans_manager.get_label_manager(dataset_json)
-    known = {*label_manager.all_labels, 0, label_manager.ignore_label} - {None}
-    reader, problems = plans_manager.image_reader_writer_class(), []
-    for case in tqdm(cases, desc="Checking labels", disable=not show_progress or not cases):
-        damage = nifti_problem(case.label) if case.label.endswith((".nii", ".nii.gz")) else None
-        if damage:  # SimpleITK reads truncated NIfTI files
-            problems.append(f"case '{case.name}': the label {case.label} cannot be used: {damage}.")
-            continue
-        try:
-            unknown = sorted(set(np.unique(reader.read_seg(case.label)[0]).tolist()) - known)
-        except Exception as error:  # readers raise whatever their library raises
-            problems.append(f"case '{case.name}': the label {case.label} cannot be read: {error}")
-            continue
-        if unknown:
-            problems.append(
-                f"case '{case.name}': the label {case.label} holds {', '.join(f'{value:g}' for value in unknown[:5])}; "
-                f"the dataset's labels are {', '.join(map(str, sorted(known)))}."
-            )
-    _raise_for(problems)
+    known = known_labels(plans_manager.get_label_manager(dataset_json))
+    check = partial(_label_problems, plans_manager.image_reader_writer_class(), known)
+    results = map_in_threads(check, cases)
+    progress = tqdm(results, desc="Checking labels", total=len(cases), disable=not show_progress or not cases)
+    _raise_for([problem for found in progress for problem in found])
+
+
+def _label_problems(reader: BaseReaderWriter, known: frozenset[int], case: EvaluationCase) -> list[str]:
+    problems: list[str] = []
+    label = read_label(case.label, reader, None, problems)
+    unknown = "" if label is None else unknown_values(label, known)
+    if unknown:
+        problems.append(f"the label {case.label} holds {unknown}.")
+    return [f"case '{case.name}': {problem}" for problem in problems]
 
 
 def _checked(cases: Sequence[EvaluationCase], problems: list[str], file_ending: str) -> list[EvaluationCase]:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from torch import Tensor
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.background import in_background
+from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.metrics import score_segmentation
@@ -90,10 +92,18 @@ def predict_and_score(
             _run(predictor, inputs, folder, options, progress)
 
 
-def is_pending(folder: Path, case: EvaluationCase, subset: str) -> bool:
-    """Whether a case has yet to be predicted and scored with a subset."""
+def is_pending(folder: Path, case: EvaluationCase, subset: str, file_ending: str, reader: BaseReaderWriter) -> bool:
+    """Whether a case has yet to be predicted and scored with a subset; a segmentation must be there and whole."""
     record = read_record(folder, case, subset)
-    return record is None or bool(record.problem)
+    if record is None or record.problem:
+        return True
+    if not record.scores:  # the case itself lacks a modality of the subset
+        return False
+    path = prediction_path(folder, case.name, subset, file_ending)
+    problem = segmentation_problem(path, reader)
+    if problem:
+        print(f"{path} is not whole: {problem}. The case is predicted again.")
+    return problem is not None
 
 
 def load_predictor(model_folder: Path, folds: Sequence[str], options: Options) -> UniMRSegPredictor:
@@ -182,6 +192,8 @@ def _finish(predictor: UniMRSegPredictor, entry: _Input, result: Tensor | Record
     if isinstance(result, Tensor):
         try:
             result = _score(predictor, entry, result, folder)
+        except UserError:  # nothing can be written; that would be so for the other cases too
+            raise
         except Exception as error:
             result = Record({}, problem=in_one_line(error))
     write_record(folder, entry.case, entry.subset, result)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, check_label_values, validation_cases
@@ -113,8 +114,10 @@ def evaluate(
     check_output_folder(
         folder, () if images is None else (images, labels), DEFAULT_FOLDER if output is None else ANOTHER
     )
+    ending = model.dataset_json["file_ending"]
+    reader = PlansManager(dict(model.plans)).image_reader_writer_class()
     pending = {
-        case: [name for name in chosen if overwrite or is_pending(folder, case, name)]
+        case: [name for name in chosen if overwrite or is_pending(folder, case, name, ending, reader)]
         for case in cases[part_id::num_parts]
     }
     check_label_values(

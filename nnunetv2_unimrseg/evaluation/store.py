@@ -23,6 +23,7 @@ from nnunetv2_unimrseg.evaluation.results import (
 from nnunetv2_unimrseg.evaluation.summary import figures_of
 from nnunetv2_unimrseg.folders import read_json, write_json, write_text
 from nnunetv2_unimrseg.modalities import Subset
+from nnunetv2_unimrseg.utils.files import file_problem
 
 STARTED_NAME = "evaluation.json"
 """Says with which model and how the scores in the folder were made; written before the first of them."""
@@ -111,9 +112,9 @@ def write_record(folder: Path, case: EvaluationCase, subset: str, record: Record
 
 
 def read_record(folder: Path, case: EvaluationCase, subset: str) -> Record | None:
-    """Return what came of a case with a subset; None where nothing has yet, or its files have changed since."""
+    """Return what came of a case with a subset; None where nothing whole has yet, or its files have changed since."""
     path = score_path(folder, case.name, subset)
-    if not path.is_file():
+    if file_problem(path):
         return None
     content = read_json(path)
     if content["files"] != case.fingerprint or content["fold"] != case.fold:

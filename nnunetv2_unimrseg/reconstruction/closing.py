@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.cases import report_of, write_report
-from nnunetv2_unimrseg.errors import in_one_line
+from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.reconstruction.montage import Column, write_montage
 from nnunetv2_unimrseg.reconstruction.planning import Case
@@ -49,6 +49,8 @@ def close_case(
         if not failures:
             write_report(folder, {case.name: report_of(case.available, modalities)})
             _write_picture(case, outputs, modalities)
+    except UserError:  # nothing can be written; that would be so for the other cases too
+        raise
     except Exception as error:
         failures.append(
             {"case": case.name, "subset": modalities.describe(case.available), "reason": in_one_line(error)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from nnunetv2_unimrseg.utils.files import whole_file
 
 SYNTHETIC, REAL, DIFFERENCE = "synthetic", "real", "|difference|"
 SYNTHETIC_COLOUR = "#c2410c"
@@ -61,12 +62,8 @@ def write_montage(path: Path, columns: Mapping[str, Column], title: str, spacing
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row, fontsize=11, color=SYNTHETIC_COLOUR if row == SYNTHETIC else "black")
     figure.suptitle(title, fontsize=11, parse_math=False)
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    try:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw_column(axes: Sequence[Axes], name: str, column: Column, shape: Sequence[int], aspect: float) -> None:

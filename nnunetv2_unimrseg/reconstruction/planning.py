@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2_unimrseg.cases import check_cases, find_cases, raise_for_input
+from nnunetv2_unimrseg.data.whole_image import written_image_problem
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.reading import case_name
+from nnunetv2_unimrseg.reading import case_name, channel_files
 from nnunetv2_unimrseg.reconstruction.results import PICTURE_SUFFIX, check_folder
 from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
 
@@ -85,7 +86,7 @@ def plan_cases(
     pairs = [
         (files, all_files if scores else files)
         for files, all_files in list(zip(used, every, strict=True))[part]
-        if not (skip_done and _montage(output, case_name(files, file_ending)).is_file())
+        if not (skip_done and _is_done(output, files, modalities, file_ending))
     ]
     check = {"reader": reader, "modalities": modalities, "file_ending": file_ending, "show_progress": show_progress}
     available = check_cases([files for files, _ in pairs], chosen=chosen, problems=problems, **check)
@@ -103,7 +104,7 @@ def plan_cases(
                 subset,
                 tuple(missing_patterns(len(modalities)) if complete and scores else () if complete else [subset]),
                 {
-                    channel: output / f"{name}_{channel:04d}{file_ending}"
+                    channel: _target(output, name, channel, file_ending)
                     for channel, present in enumerate(subset)
                     if not present
                 },
@@ -117,6 +118,24 @@ def plan_cases(
 
 def _montage(output: Path, name: str) -> Path:
     return output / f"{name}{PICTURE_SUFFIX}"
+
+
+def _target(output: Path, name: str, channel: int, file_ending: str) -> Path:
+    return output / f"{name}_{channel:04d}{file_ending}"
+
+
+def _is_done(output: Path, files: Sequence[str], modalities: Modalities, file_ending: str) -> bool:
+    """Whether the picture, which is written last, and all synthetic images of a case are there and whole."""
+    name = case_name(files, file_ending)
+    montage, given = _montage(output, name), channel_files(files, modalities, file_ending)
+    targets = {channel: _target(output, name, channel, file_ending) for channel in range(len(modalities))}
+    if not montage.exists() or not all(targets[channel].exists() for channel in targets if channel not in given):
+        return False
+    for path in (montage, *(path for path in targets.values() if path.exists())):
+        if problem := written_image_problem(path):
+            print(f"{path} is not whole: {problem}. The case is reconstructed again.")
+            return False
+    return True
 
 
 def _repeated_names(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from torch import Tensor
 
-from nnunetv2_unimrseg.errors import in_one_line
+from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
 from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor
@@ -75,7 +75,9 @@ class Output:
 
 
 class Workshop:
-    """Reconstructs cases with one model. `prepare` and `finish` may run in threads; nothing raises.
+    """Reconstructs cases with one model. `prepare` and `finish` may run in threads.
+
+    What goes wrong with a case is a `problem`; only what cannot be written raises, UserError.
 
     Args:
         model: the model.
@@ -154,6 +156,8 @@ class Workshop:
             return Output(entry.case, entry.subset, problem=reconstruction)
         try:
             return self._finished(entry, reconstruction)
+        except UserError:  # nothing can be written; that would be so for the other cases too
+            raise
         except Exception as error:
             return Output(entry.case, entry.subset, problem=in_one_line(error))
 

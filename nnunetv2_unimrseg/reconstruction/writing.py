@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunetv2_unimrseg.data.whole_image import written_image_problem
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import write_json
+from nnunetv2_unimrseg.utils.files import whole_file, write_json
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -65,13 +64,12 @@ def write_image(
         description: for the header, at most `LONGEST_DESCRIPTION` ASCII characters; `.bmp` and `.gipl` have no place
             for it.
         like: the file that gives the geometry.
+
+    Raises:
+        UserError: when it cannot be written or is not whole afterwards; then what was there before is unchanged.
     """
-    temporary = path.with_name(f".{os.getpid()}_{threading.get_ident()}_{path.name}")
-    try:
+    with whole_file(path, written_image_problem, failures=(RuntimeError,)) as temporary:
         _WRITERS[reader.__name__](temporary, image.astype(np.float32, copy=False), properties, description, like)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     if reader.__name__ == "Tiff3DIO":
         _write_tiff_spacing(path, properties)
 

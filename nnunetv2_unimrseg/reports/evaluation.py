@@ -8,9 +8,6 @@ FOLDER/montages/CASE.png     modalities, reference and predictions
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from nnunetv2_unimrseg.errors import UserError
@@ -27,6 +24,7 @@ from nnunetv2_unimrseg.reports.montage import (
 )
 from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, subset_table
 from nnunetv2_unimrseg.reports.viewer import MOST_BYTES, viewer_case, viewer_cases
+from nnunetv2_unimrseg.utils.files import whole_files
 
 REPORT_NAME = "report.html"
 PLOTS = (plots.heat_map, plots.boxes_by_number, plots.cost_of_losing)
@@ -49,19 +47,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """
     if evaluation.scores.empty:
         raise UserError("There is nothing to report: no case was scored. See the failures in summary.json.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".report_", dir=folder))
-    except OSError as error:
-        raise UserError(f"The report cannot be written to {folder}: {error.strerror}.") from error
-    try:
+    with whole_files(folder) as unfinished:
         _write_all(evaluation, unfinished)
-        for file in sorted(path for path in unfinished.rglob("*") if path.is_file()):
-            target = folder / file.relative_to(unfinished)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(file, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder / REPORT_NAME
 
 

@@ -1,0 +1,115 @@
+"""The preprocessed cases of a dataset, checked once before anything is trained with them.
+
+`unimrseg plan` checks the raw data; what stock nnU-Net preprocessed has been checked by nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from tqdm import tqdm
+
+from nnunetv2_unimrseg.background import map_in_threads
+from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
+from nnunetv2_unimrseg.data.normalised import value_problem
+from nnunetv2_unimrseg.data.training_cases import MOST_NAMED_PROBLEMS
+from nnunetv2_unimrseg.errors import UserError, counted, in_one_line, listed
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.utils.files import read_json, write_json
+
+CHECKED_NAME = "unimrseg_checked.json"
+"""The file among the preprocessed cases that says which of them were found in order."""
+
+FORMAT = 1
+OUTSIDE = -1
+"""What nnU-Net's preprocessing writes into labels outside the nonzero mask."""
+
+
+def check_preprocessed_cases(
+    folder: Path,
+    dataset_class: type[nnUNetBaseDataset],
+    label_manager: Any,
+    modalities: Modalities,
+    *,
+    show_progress: bool = True,
+) -> None:
+    """Check that each channel of each case is finite and not constant, and that labels hold the dataset's values only.
+
+    What was found in order is noted in the folder (`CHECKED_NAME`), so that it is read once only; where the folder
+    cannot be written to, it is read each time.
+
+    Args:
+        folder: of the preprocessed cases of a configuration.
+        dataset_class: nnU-Net's, of its cases.
+        label_manager: nnU-Net's, of the dataset.
+        modalities: the dataset's.
+        show_progress: whether to show a progress bar.
+
+    Raises:
+        UserError: one error that lists every case that cannot be trained with.
+    """
+    known = known_labels(label_manager) | {OUTSIDE}
+    cases = sorted(dataset_class.get_identifiers(str(folder)))
+    state = _state(folder, len(cases), known, modalities)
+    note = folder / CHECKED_NAME
+    if _is_noted(note, state):
+        return
+    check = partial(_check_case, dataset_class, str(folder), known, modalities)
+    results = map_in_threads(check, cases)
+    progress = tqdm(results, desc="Checking preprocessed cases", total=len(cases), disable=not show_progress)
+    problems = [problem for found in progress for problem in found]
+    if problems:
+        raise UserError(
+            f"The preprocessed cases in {folder} have {counted(len(problems), 'problem')}; nothing was trained:\n"
+            f"{listed(problems, MOST_NAMED_PROBLEMS)}\n"
+            "Mend the raw data, then plan and preprocess again: `unimrseg plan` names the files, and checks the rest."
+        )
+    try:
+        write_json(note, state)
+    except UserError as error:
+        print(f"The preprocessed cases are in order; they will be checked again the next time, for {error}")
+
+
+def _state(folder: Path, num_cases: int, known: frozenset[int], modalities: Modalities) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix != ".json" and not path.name.startswith("."):
+            status = path.stat()
+            digest.update(json.dumps([path.name, status.st_size, status.st_mtime_ns]).encode())
+    return {
+        "format": FORMAT,
+        "num_cases": num_cases,
+        "labels": sorted(known),
+        "modalities": list(modalities),
+        "files_sha256": digest.hexdigest(),
+    }
+
+
+def _is_noted(note: Path, state: dict[str, Any]) -> bool:
+    try:
+        return note.is_file() and read_json(note) == state
+    except UserError:
+        return False
+
+
+def _check_case(
+    dataset_class: type[nnUNetBaseDataset], folder: str, known: frozenset[int], modalities: Modalities, case: str
+) -> list[str]:
+    try:
+        data, label, *_ = dataset_class(folder, [case]).load_case(case)
+        data, label = np.asarray(data[:]), np.asarray(label[:])
+    except Exception as error:  # whatever the format's library raises for a damaged file
+        return [f"case '{case}' cannot be read: {in_one_line(error)}. Preprocess it again."]
+    problems = [
+        f"case '{case}': normalised, the values of {name} (channel {channel}) are {problem}; look at its raw values."
+        for channel, name in enumerate(modalities)
+        if (problem := value_problem(data[channel]))
+    ]
+    unknown = unknown_values(label, known)
+    return [*problems, *([f"case '{case}': its label holds {unknown}."] if unknown else [])]

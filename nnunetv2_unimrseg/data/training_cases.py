@@ -1,0 +1,236 @@
+"""The training cases of a raw nnU-Net dataset, all checked before anything is computed from them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_unimrseg.background import map_in_threads
+from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
+from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
+from nnunetv2_unimrseg.errors import UserError, counted, listed
+from nnunetv2_unimrseg.modalities import Modalities, check_channels
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.reading import channel_files, check_intensities, no_suffix, read_case, read_label, split_name
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+    from nnunetv2_unimrseg.data.normalised import Normalisation
+
+MOST_NAMED_PROBLEMS = 100
+MOST_NAMED_CASES = 20
+
+_NEEDS_ALL = "Modalities may be missing in new patients; training needs all of them in every training case."
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A case as nnU-Net will find it.
+
+    Attributes:
+        name: the case's.
+        images: its files in the order of their names.
+        label: the file of its label.
+        label_problem: why there is no such file that can be read, or None.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    label: str
+    label_problem: str | None
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What every training case must fit."""
+
+    reader: BaseReaderWriter
+    modalities: Modalities
+    file_ending: str
+    labels: frozenset[int]
+    normalisations: tuple[Normalisation, ...]
+
+
+def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
+    """Check dataset.json and every training case: files, geometry, intensities, label values. All files are read.
+
+    A case is held to what prediction holds it to (see `reading.read_case`); besides, it needs all modalities, none of
+    them blank or useless after normalisation, and a label on the same grid with the dataset's values only.
+
+    Args:
+        folder: `nnUNet_raw/DatasetXXX_Name`.
+        show_progress: whether to show a progress bar.
+
+    Returns:
+        The number of training cases.
+
+    Raises:
+        UserError: for mistakes in dataset.json, and one error that lists every problem of every training case.
+    """
+    dataset_json = read_dataset_json(folder / "dataset.json", raw=True)
+    modalities = Modalities.from_dataset_json(dataset_json)
+    problems: list[str] = []
+    cases = find_training_cases(folder, dataset_json, modalities, problems)
+    expected = int(dataset_json["numTraining"])
+    if len(cases) != expected and not (problems and not cases):
+        named = ", ".join(case.name for case in cases[:MOST_NAMED_CASES])
+        more = ", ..." if len(cases) > MOST_NAMED_CASES else ""
+        problems.append(
+            f"dataset.json says numTraining = {expected}, but there are {len(cases)} cases: {named or 'none'}{more}. "
+            f'Write: "numTraining": {len(cases)}, if these are all.'
+        )
+    if cases:
+        check = partial(_check_case, _expected(dataset_json, modalities, cases))
+        results = map_in_threads(check, cases)
+        for found in tqdm(results, desc="Checking training cases", total=len(cases), disable=not show_progress):
+            problems += found
+    if problems:
+        needs_all = f"\n{_NEEDS_ALL}" if any(": lacks " in problem for problem in problems) else ""
+        raise UserError(
+            f"The training data in {folder} has {counted(len(problems), 'problem')}; nothing was computed:\n"
+            f"{listed(problems, MOST_NAMED_PROBLEMS)}{needs_all}"
+        )
+    return len(cases)
+
+
+def find_training_cases(
+    folder: Path, dataset_json: Mapping[str, Any], modalities: Modalities, problems: list[str]
+) -> list[TrainingCase]:
+    """Return the training cases that nnU-Net will find.
+
+    Args:
+        folder: of the raw dataset.
+        dataset_json: its checked content.
+        modalities: the dataset's.
+        problems: is appended to: absent folders, scans that cannot be used, names without channel suffix, hidden files
+            that nnU-Net takes for scans.
+    """
+    if "dataset" in dataset_json:
+        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+        copied = {"dataset": {name: dict(entry) for name, entry in dataset_json["dataset"].items()}}
+        found = get_filenames_of_train_images_and_targets(str(folder), copied)
+        return [_training_case(name, files["images"], files["label"]) for name, files in found.items()]
+    absent = [name for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
+    if absent:
+        problems += [f"there is no folder {folder / name}." for name in absent]
+        return []
+    ending = dataset_json["file_ending"]
+    images, labels = (
+        scan_folder(folder / name, ending, suffixed=name == "imagesTr") for name in ("imagesTr", "labelsTr")
+    )
+    problems += [str(scan) for scan in images.unusable]
+    problems += [
+        f"{path} is a hidden file, which nnU-Net takes for a scan. Remove it: "
+        f"find '{path.parent}' -name '{_hidden_pattern(path)}' -delete"
+        for path in images.hidden
+    ]
+    by_case: dict[str, list[str]] = {}
+    for path in images.images:
+        split = split_name(path, ending)
+        if split is None:
+            problems.append(no_suffix(str(path), modalities, ending))
+        else:
+            by_case.setdefault(split[0], []).append(str(path))
+    if not by_case and not problems:
+        problems.append(_no_images(folder / "imagesTr", ending, images))
+    unusable = {scan.case: str(scan) for scan in labels.unusable}
+    return [
+        _training_case(name, files, str(folder / "labelsTr" / f"{name}{ending}"), unusable.get(name))
+        for name, files in sorted(by_case.items())
+    ]
+
+
+def _training_case(name: str, images: Sequence[str], label: str, problem: str | None = None) -> TrainingCase:
+    reason = why_unusable(label)
+    if problem is None and reason is not None:
+        problem = f"the label {label}: {reason}"
+    return TrainingCase(name, tuple(images), label, problem)
+
+
+def _hidden_pattern(path: Path) -> str:
+    return "._*" if path.name.startswith("._") else path.name
+
+
+def _no_images(folder: Path, ending: str, contents: FolderContents) -> str:
+    there = ", ".join(contents.others[:5]) or "no other files"
+    return f"{folder} holds no file that ends with '{ending}', as dataset.json's file_ending says. It holds: {there}."
+
+
+def _expected(dataset_json: Mapping[str, Any], modalities: Modalities, cases: Sequence[TrainingCase]) -> _Expected:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    from nnunetv2_unimrseg.data.normalised import Normalisation
+
+    label_manager = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
+    names = list(check_channels(dataset_json)[1].values())
+    return _Expected(
+        _reader(dataset_json, [case.images[0] for case in cases if case.images]),
+        modalities,
+        dataset_json["file_ending"],
+        known_labels(label_manager),
+        tuple(Normalisation.before_planning(names, masked=masked) for masked in (True, False)),
+    )
+
+
+def _reader(dataset_json: Mapping[str, Any], examples: Sequence[str]) -> BaseReaderWriter:
+    """Return nnU-Net's reader: of the first image that one can read, as nnU-Net asks of the very first."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    for example in examples:
+        with contextlib.suppress(Exception), contextlib.redirect_stderr(io.StringIO()):
+            return determine_reader_writer_from_dataset_json(dict(dataset_json), example, verbose=False)()
+    return determine_reader_writer_from_dataset_json(dict(dataset_json), verbose=False)()
+
+
+def _check_case(expected: _Expected, case: TrainingCase) -> list[str]:
+    problems: list[str] = []
+    modalities, ending = expected.modalities, expected.file_ending
+    read = read_case(case.images, expected.reader, modalities, ending, problems) if case.images else None
+    of_channels = channel_files(case.images, modalities, ending)
+    absent = [f"_{number:04d} ({name})" for number, name in enumerate(modalities) if number not in of_channels]
+    if absent and (of_channels or not problems):
+        problems.append(f"lacks {', '.join(absent)}")
+    if read is not None:
+        problems += _intensity_problems(read[0], of_channels, expected)
+    if case.label_problem:
+        problems.append(case.label_problem)
+    else:
+        image = None if read is None else (case.images[0], *read)
+        label = read_label(case.label, expected.reader, image, problems)
+        problems += [] if label is None else _value_problems(case.label, label, expected.labels)
+    return [f"case '{case.name}': {problem.rstrip('.')}." for problem in problems]
+
+
+def _intensity_problems(image: np.ndarray, of_channels: Mapping[int, str], expected: _Expected) -> list[str]:
+    problems: list[str] = []
+    available = check_intensities(image, expected.modalities, problems)
+    problems = [problem for problem in problems if not problem.startswith("no modality is available")]
+    for channel, file in of_channels.items():
+        if not available[channel]:
+            problems.append(
+                f"{file}: {expected.modalities.names[channel]} is blank, every voxel being {image[channel].flat[0]:g}. "
+                "Training needs a real scan; give one, or leave the case out"
+            )
+    if problems:
+        return problems
+    from nnunetv2_unimrseg.data.normalised import normalisation_problems
+
+    for normalisation in expected.normalisations:
+        if problems := normalisation_problems(image, available, expected.modalities, normalisation, of_channels):
+            return problems
+    return []
+
+
+def _value_problems(file: str, label: np.ndarray, known: frozenset[int]) -> list[str]:
+    unknown = unknown_values(label, known)
+    return [f"{file} holds {unknown}"] if unknown else []
