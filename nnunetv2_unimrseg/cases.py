@@ -91,14 +91,25 @@ def _refuse_flat_list(source: Sequence[object], file_ending: str) -> None:
     )
 
 
+def check_input_folder(folder: str | os.PathLike) -> None:
+    """Check that a folder of scans is there.
+
+    Raises:
+        UserError: when it is not, is a file, or is a link that leads nowhere.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        return
+    if folder.is_file():
+        raise UserError(f"There is no input folder {folder}: it is a file. Give the folder that it lies in.")
+    link = f" {folder} {why_unusable(folder)}" if folder.is_symlink() else ""
+    raise UserError(f"There is no input folder {folder}.{link}")
+
+
 def _cases_of_folder(
     folder: Path, modalities: Modalities, file_ending: str, chosen: Subset | None, problems: list[str], tell: bool
 ) -> list[list[str]]:
-    if not folder.is_dir():
-        if folder.is_file():
-            raise UserError(f"There is no input folder {folder}: it is a file. Give the folder that it lies in.")
-        link = f" {folder} {why_unusable(folder)}" if folder.is_symlink() else ""
-        raise UserError(f"There is no input folder {folder}.{link}")
+    check_input_folder(folder)
     contents = scan_folder(folder, file_ending)
     unusable = [
         str(scan)

@@ -211,6 +211,8 @@ def _read_file(
         data, properties = (None, None) if wrong else read(path) if read else reader.read_images([path])
     except Exception as error:  # readers raise whatever their library raises, a MemoryError where a size is absurd
         wrong = f"it cannot be read: {reason_of(error)}"
+    if wrong and Path(path).name.startswith("._"):
+        advice = "It is a hidden file that macOS leaves beside others, no scan; remove it."
     if wrong:
         problems.append(f"{path}: cannot be used: {wrong}. {advice}")
         return None

@@ -14,6 +14,7 @@ from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import plans_path, read_json
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
 from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 
 PLANS_NAME = "nnUNetUniMRSegPlans"
@@ -67,6 +68,7 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         )
         self.UNet_vram_target_GB = gpu_memory_target_in_gb
         self.base_features = base_features
+        check_dataset_json(self.dataset_json, f"dataset.json of {self.dataset_name}", raw=True)
         self.num_modalities = len(Modalities.from_dataset_json(self.dataset_json))
         earlier = earlier_plans(self.dataset_name, plans_name)
         self.user_settings = settings_to_keep(earlier)

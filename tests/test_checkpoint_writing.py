@@ -65,6 +65,13 @@ def write(trainer: nnUNetTrainer, **contents: object) -> None:
                 path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def start_training(trainer: nnUNetTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What our trainers do when a training starts, without nnU-Net's part and without data."""
+    shutil.rmtree(trainer.preprocessed_dataset_folder)
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
+    trainer.on_train_start()
+
+
 def log_of(trainer: nnUNetTrainer) -> str:
     return Path(trainer.log_file).read_text()
 
@@ -186,8 +193,7 @@ def test_validation_loads_the_checkpoint_that_it_names(monkeypatch):
     trainer.load_checkpoint(str(path_of(trainer, "best")))
     assert trainer.current_epoch == 2
     trainer = made(continues=True)  # --c --val_best where there was nothing to continue
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
-    trainer.on_train_start()
+    start_training(trainer, monkeypatch)
     trainer.load_checkpoint(str(path_of(trainer, "best")))
     assert trainer.current_epoch == 2
 
@@ -203,8 +209,7 @@ def test_training_starts_by_removing_what_killed_ones_left(monkeypatch):
     number = temporary.name.split("-")[-3]
     left = temporary.with_name(temporary.name.replace(f"-{number}-", f"-{process.pid}-"))
     left.touch()
-    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _: None)
-    trainer.on_train_start()
+    start_training(trainer, monkeypatch)
     assert not left.exists()
 
 

@@ -73,7 +73,9 @@ def test_the_number_of_cases_must_agree(raw):
 def test_listed_files_must_exist(raw):
     cases = {"x": {"images": [f"imagesTr/case_a_{channel:04d}.nii.gz" for channel in range(3)], "label": "gone.nii.gz"}}
     (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 1, "dataset": cases}))
-    with pytest.raises(UserError, match=r"(?s)case 'x': lacks _0003 \(T2\).*case 'x': the label .*gone.nii.gz: there is no such file"):
+    with pytest.raises(
+        UserError, match=r"(?s)case 'x': lacks _0003 \(T2\).*case 'x': the label .*gone.nii.gz: there is no such file"
+    ):
         check_raw_dataset(raw)
 
 

@@ -79,7 +79,7 @@ def test_nothing_scored_and_a_folder_that_cannot_be_made_are_errors(tmp_path):
         write_report(dataclasses.replace(evaluation, scores=evaluation.scores.head(0)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write .*report: Not a directory"):
+    with pytest.raises(UserError, match=r"Cannot write .*report: Not a directory"):
         write_report(evaluation, tmp_path / "file" / "report")
 
 

@@ -34,6 +34,7 @@ from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
 from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, take_up
 from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
+from nnunetv2_unimrseg.utils.processes import children_ignore_interrupts
 
 GRADIENT_NORM_LIMIT = 12
 """nnU-Net's."""
@@ -207,6 +208,11 @@ class UniMRSegTrainer(nnUNetTrainer):
         take_up(self, checkpoint)
         if best_is_lost:
             self._best_ema = None  # the next epoch's takes its place
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """As nnU-Net's; the processes that it starts leave Ctrl-C to this one, and end with it."""
+        with children_ignore_interrupts():
+            return super().get_dataloaders()
 
     def on_train_start(self) -> None:
         self._continues = False  # what is loaded after this is meant (--val_best)

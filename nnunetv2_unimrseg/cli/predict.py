@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from nnunetv2_unimrseg.cases import check_input_folder
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if not 0 < args.step_size <= 1:
         raise UserError(f"-step_size must be larger than 0 and at most 1; it is {args.step_size}.")
     folds = [fold_name(text) for text in args.f]
-    if not os.path.isdir(args.i):
-        raise UserError(f"There is no input folder {args.i}.")
+    check_input_folder(args.i)
     device = device_of(args.device)
 
     from nnunetv2_unimrseg.prediction_report import report_when_predicting

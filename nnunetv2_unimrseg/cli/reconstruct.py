@@ -10,16 +10,15 @@ summary.json).
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
+from nnunetv2_unimrseg.cases import check_input_folder
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
     device_of,
     model_folder,
 )
-from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.folders import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace) -> None:
     """
     folder = model_folder(args)
     folds = [fold_name(text) for text in args.f]
-    if not os.path.isdir(args.i):
-        raise UserError(f"There is no input folder {args.i}.")
+    check_input_folder(args.i)
     device = device_of(args.device)
 
     from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct

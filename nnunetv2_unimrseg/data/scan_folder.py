@@ -71,8 +71,9 @@ def scan_folder(
     """Look at every entry of a folder of scans or of labels.
 
     A name that ends with `file_ending` but leads to no file that can be opened is unusable. So is the name of a scan
-    with another image ending, another letter case, or something after the ending (an unfinished download), unless a
-    usable image of the same case and channel lies beside it. Sidecars are no scans, hidden files are never used.
+    with another image ending or none, another letter case, or something after the ending (an unfinished download),
+    unless a usable image of the same case and channel lies beside it. Sidecars are no scans, hidden files are never
+    used.
 
     Args:
         folder: where to look; not below it.
@@ -175,6 +176,7 @@ def _parts(name: str, file_ending: str, suffixed: bool) -> tuple[str, int | None
         found = re.fullmatch(rf"(?i:(.+?)((?:{ending}).*))", name, re.DOTALL)
         return (found[1], None, found[2]) if found else None
     found = re.fullmatch(rf"(?i:(.+)_(\d{{4}})(?!\d).*?((?:{ending}).*))", name, re.DOTALL)
+    found = found or re.fullmatch(r"(.+)_(00\d\d)()", name, re.DOTALL)  # a folder or a file of DICOM
     return (found[1], int(found[2]), found[3]) if found else None
 
 
@@ -185,6 +187,10 @@ def _why_not_named_so(path: Path, parts: tuple[str, int | None, str], file_endin
         return f"is an unfinished download ('{ending[ending.rindex('.') :]}'). Finish it, or take it out of the folder."
     if broken is not None:
         return broken
+    if not ending:
+        return (
+            f"has no ending, this dataset's files end with '{file_ending}'. Convert it, or take it out of the folder."
+        )
     differs = f"ends with '{ending}', this dataset's files with '{file_ending}'."
     wanted = f"{case}{'' if channel is None else f'_{channel:04d}'}{file_ending}"
     if ending.casefold() == file_ending.casefold():

@@ -118,6 +118,8 @@ def label_values(dataset_json: Mapping[str, Any], plans: Mapping[str, Any]) -> d
     names = {}
     for name, value in dataset_json["labels"].items():
         value = tuple(value) if isinstance(value, list | tuple) else value
+        if not manager.has_regions and isinstance(value, tuple):  # nnU-Net takes a list of one value for that value
+            value = value[0]
         if value in scored and name != "ignore":
             names[name] = value
     return names

@@ -14,7 +14,7 @@ CODE = (
 hold a checkout of this project, whose trainers and planners lie elsewhere than in the installed package. `python -m`
 would import from it, and so would every process that it starts."""
 
-USER_ERROR_EXIT_CODE = 2
+USER_ERROR_EXIT_CODE, INTERRUPTED_EXIT_CODE = 2, 130
 
 _TRACEBACK = "Traceback (most recent call last):\n"
 
@@ -22,8 +22,8 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 def main(arguments: list[str]) -> int:
     """Run nnUNetv2_train with these arguments and return the exit code.
 
-    A UserError of a trainer, also of one on another GPU, is one message on stderr and `USER_ERROR_EXIT_CODE`. Whatever
-    else nnU-Net raises passes through.
+    A UserError of a trainer, also of one on another GPU, is one message on stderr and `USER_ERROR_EXIT_CODE`; Ctrl-C
+    ends quietly with `INTERRUPTED_EXIT_CODE`. Whatever else nnU-Net raises passes through.
     """
     from nnunetv2.run.run_training import run_training_entry
     from torch.multiprocessing import ProcessRaisedException
@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
         run_training_entry()
     except UserError as error:
         return _refused(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
     except ProcessRaisedException as error:
         message = users_error_in(str(error))
         if message is None:

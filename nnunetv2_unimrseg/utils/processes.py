@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
+def children_ignore_interrupts() -> Iterator[None]:
     """Let processes that are started inside never see Ctrl-C, which a terminal sends to them too.
 
     They inherit the blocked signal. One that reaches this thread meanwhile is delivered at the end.
@@ -57,7 +57,7 @@ def interruptible(function: Callable[[], T]) -> T:
     outcome: Future[T] = Future()
 
     def run() -> None:
-        with _children_ignore_interrupts():
+        with children_ignore_interrupts():
             try:
                 outcome.set_result(function())
             except BaseException as error:
@@ -95,7 +95,7 @@ class Workers:
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Let a process call a function, which must be importable; its arguments and result are pickled."""
         if self._pool is not None:
-            with _children_ignore_interrupts(), self._broken():
+            with children_ignore_interrupts(), self._broken():
                 return self._pool.submit(function, *arguments)
         done: Future[T] = Future()
         done.set_result(function(*arguments))
