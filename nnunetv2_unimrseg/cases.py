@@ -20,7 +20,6 @@ from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reading import (
     assign_channels,
     case_name,
-    channel_files,
     check_intensities,
     no_suffix,
     read_case,
@@ -219,7 +218,7 @@ def _check_case(
     """Return the available modalities of a case, and its problems."""
     problems: list[str] = []
     read = read_case(files, reader, modalities, file_ending, problems)
-    available = () if read is None else check_intensities(read[0], modalities, problems)
+    available = () if read is None else check_intensities(read.image, modalities, problems)
     unwanted = [present and not wanted for present, wanted in zip(available, chosen or available, strict=False)]
     if any(unwanted):
         problems.append(
@@ -229,8 +228,7 @@ def _check_case(
     if plans is not None and read is not None and not problems:
         from nnunetv2_unimrseg.preprocessing import preprocessing_problems
 
-        of_channels = channel_files(files, modalities, file_ending)
-        problems += preprocessing_problems(*read, available, modalities, *plans, of_channels)
+        problems += preprocessing_problems(read.image, read.properties, available, modalities, *plans, read.files)
     name = case_name(files, file_ending)
     return available, [f"case '{name}': {problem}" for problem in problems]
 

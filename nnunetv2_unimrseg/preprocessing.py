@@ -63,9 +63,9 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
             problems += _unnoticed_scans(image_files, dataset_json["file_ending"])
         read = read_case(image_files, reader, modalities, dataset_json["file_ending"], problems)
         if read is not None:
-            check_intensities(read[0], modalities, problems)
+            check_intensities(read.image, modalities, problems)
         raise_for_case(name, problems)
-        data, properties = read
+        data, properties = read.image, read.properties
         seg = None if seg_file is None else reader.read_seg(seg_file)[0]
         try:
             data, seg, properties = self.run_case_npy(

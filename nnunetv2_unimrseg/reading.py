@@ -32,6 +32,23 @@ NOTICED_DISPLACEMENT = 1e-3
 
 
 @dataclass(frozen=True)
+class RawCase:
+    """The files of a case, read into its channels.
+
+    Attributes:
+        image: `(C, X, Y, Z)`, float32, zeros in absent channels.
+        properties: the reader's, of the first available file in channel order.
+        reference: that file.
+        files: the file of each channel that has one; one file may be that of several.
+    """
+
+    image: np.ndarray
+    properties: dict
+    reference: str
+    files: dict[int, str]
+
+
+@dataclass(frozen=True)
 class _Image:
     path: str
     data: np.ndarray
@@ -137,7 +154,7 @@ def check_intensities(data: np.ndarray, modalities: Modalities, problems: list[s
 
 def read_case(
     files: Sequence[str], reader: BaseReaderWriter, modalities: Modalities, file_ending: str, problems: list[str]
-) -> tuple[np.ndarray, dict] | None:
+) -> RawCase | None:
     """Read the files of one case, checked, each into its channel.
 
     Args:
@@ -148,8 +165,7 @@ def read_case(
         problems: is appended to.
 
     Returns:
-        The raw image, (C, X, Y, Z) float32 with zeros in absent channels, and the reader's properties of the first
-        available file in channel order; None where there is a problem.
+        None where there is a problem.
     """
     found = len(problems)
     if not files:
@@ -169,20 +185,21 @@ def read_case(
     if len(problems) > found:
         return None
     data = np.zeros((len(modalities), *reference.data.shape[1:]), dtype=np.float32)
+    of_channels = {}
     for channel, image in zip(channels, images, strict=True):
-        data[channel : channel + len(image.data)] = image.data
-    return data, reference.properties
+        own = range(channel, channel + len(image.data))
+        data[own.start : own.stop] = image.data
+        of_channels.update(dict.fromkeys(own, image.path))
+    return RawCase(data, reference.properties, reference.path, of_channels)
 
 
-def read_label(
-    path: str, reader: BaseReaderWriter, image: tuple[str, np.ndarray, dict] | None, problems: list[str]
-) -> np.ndarray | None:
+def read_label(path: str, reader: BaseReaderWriter, case: RawCase | None, problems: list[str]) -> np.ndarray | None:
     """Read the label of a case `(1, X, Y, Z)`, checked to lie on the grid of its images.
 
     Args:
         path: the label's file.
         reader: an instance of the dataset's reader.
-        image: a file of the case, and the image and properties that `read_case` returns; None where it returns None.
+        case: what `read_case` returns of its images.
         problems: is appended to.
 
     Returns:
@@ -190,8 +207,8 @@ def read_label(
     """
     found = len(problems)
     label = _read_file(path, reader, problems, read=reader.read_seg)
-    if label is not None and image is not None:
-        _compare(_Image(*image), label, problems)
+    if label is not None and case is not None:
+        _compare(_Image(case.reference, case.image, case.properties), label, problems)
     return label.data if label is not None and len(problems) == found else None
 
 
@@ -234,12 +251,9 @@ def reason_of(error: BaseException) -> str:
     return (" ".join(lines) or type(error).__name__).rstrip(".: ")
 
 
-def channel_files(files: Sequence[str], modalities: Modalities, file_ending: str) -> dict[int, str]:
-    """Return the file of each channel of a case that can be used; one file of all channels is that of each."""
-    channels = assign_channels(files, modalities, file_ending, [])
-    if len(files) == 1 and channels is None:
-        return dict.fromkeys(range(len(modalities)), files[0])
-    return dict(zip(channels or (), files, strict=False))
+def named_channels(files: Sequence[str], modalities: Modalities, file_ending: str) -> set[int]:
+    """Return the channels that the names of a case's files say they are; none where the names are wrong."""
+    return set(assign_channels(files, modalities, file_ending, []) or ())
 
 
 def _spatial_only(properties: dict) -> dict:

@@ -38,8 +38,9 @@ NUMBER, DATASET = 905, "Dataset905_Killed"
 CONFIGURATION, PLANS = "3d_fullres", "nnUNetUniMRSegPlans"
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 WRITE, STEP, FINAL, VALIDATION = "write", "step", "final", "validation"
-LONGEST_DELAY = {WRITE: 0.02, STEP: 3.0, FINAL: 0.02, VALIDATION: 1.0}
-"""Seconds between what a kill waits for and the kill: up to this long."""
+LONGEST_DELAY = {WRITE: 0.02, STEP: 1.0, FINAL: 0.02, VALIDATION: 1.0}
+"""Seconds between what a kill waits for and the kill: up to this long; in a step, up to the last epoch's length."""
+NOT_KILLED = "not killed: ended before"
 POLL_SECONDS = 0.0005
 PREDICTING = r"(predicting|reconstructing) \w"
 """Of a line in the log of the end validation."""
@@ -88,7 +89,7 @@ class Kill:
 
     stage: str
     moment: str
-    phase: str = "not killed: the training ended before"
+    phase: str = NOT_KILLED
     there: dict[str, int] = field(default_factory=dict)
     resumed: str = ""
     problems: list[str] = field(default_factory=list)
@@ -144,13 +145,13 @@ class Run:
             ]
         return []
 
-    def wait_for(self, kill: Kill, generator: random.Random) -> bool:
-        """Wait for the moment of a kill; False when the run ends, or the stage is past it."""
+    def wait_for(self, kill: Kill, generator: random.Random) -> None:
+        """Wait for the moment of a kill, or until the run ends or the stage is past it."""
         times, seen, was_there = generator.randint(1, 2), 0, False
         begun = time.monotonic()
         for poll in itertools.count():
             if self.process.poll() is not None or time.monotonic() - begun > LONGEST_RUN_SECONDS:
-                return False
+                return
             if kill.moment in (WRITE, FINAL):
                 names = self.writing(kill.stage, "checkpoint_")
                 is_last = any(name.endswith(CHECKPOINTS[0]) for name in names)
@@ -167,12 +168,14 @@ class Run:
             if come:
                 if kill.moment in (WRITE, FINAL) and generator.random() < 0.5:
                     self._wait_for_bytes(kill.stage, names[0])
-                time.sleep(generator.uniform(0, LONGEST_DELAY[kill.moment]))
-                return True
+                longest = LONGEST_DELAY[kill.moment]
+                if kill.moment == STEP and (times_taken := re.findall(r"Epoch time: ([\d.]+) s", printed)):
+                    longest = float(times_taken[-1])
+                time.sleep(generator.uniform(0, longest))
+                return
             if poll % 200 == 0 and self.is_past(kill.stage):
-                return False
+                return
             time.sleep(wait)
-        return False
 
     def _wait_for_bytes(self, stage: str, name: str) -> None:
         """Wait until the first bytes of an unfinished file are on the disk; the library writes few large pieces."""
@@ -252,12 +255,13 @@ def kill_and_resume(place: Place, kills: list[Kill], generator: random.Random, l
         if kill is None:
             run.process.wait()
         else:
-            came = run.wait_for(kill, generator)
+            run.wait_for(kill, generator)
+            ended = run.process.poll()
             run.kill()
-            if came:
+            if ended is None:
                 kill.phase = run.phase(kill.stage)
-            else:
-                kill.problems.append("its moment never came")
+            elif ended != 0:
+                kill.problems.append(f"ended by itself with exit code {ended}, see {run.log}")
             check_after(place, kill, before)
         if previous is not None:
             check_resumed(run, previous)
@@ -336,9 +340,10 @@ def main() -> int:
     for problem in problems:
         print(f"in the end: {problem}")
     bad = sum(bool(kill.problems) for kill in kills)
+    killed = sum(kill.phase != NOT_KILLED for kill in kills)
     in_writing = sum(kill.phase.startswith("writing") for kill in kills)
     print(
-        f"{len(kills)} kills, {in_writing} of them while a file was written: {len(kills) - bad} good, {bad} bad; "
+        f"{killed} kills, {in_writing} of them while a file was written: {len(kills) - bad} good, {bad} bad; "
         f"{len(problems)} problems in the end; {(time.monotonic() - start) / 60:.1f} minutes"
     )
     if not args.folder and not (bad or problems):

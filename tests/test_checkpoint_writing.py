@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from kill_and_resume import FINAL, STEP, WRITE, Kill, Place, kill_and_resume
+from kill_and_resume import FINAL, NOT_KILLED, STEP, WRITE, Kill, Place, kill_and_resume
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.multiprocessing import ProcessRaisedException
 
@@ -352,12 +352,13 @@ def test_a_training_that_is_killed_loses_nothing(workspace, tmp_path):
     plans = json.loads(plans_file.read_text())
     stage2 = workspace.model_folder(TRAINER_OF_SECTION["stage2"]) / "fold_0" / "checkpoint_final.pth"
     plans["configurations"][workspace.configuration]["unimrseg"]["stage3"] = {
-        "start_from": str(stage2), "num_epochs": 4, "save_every": 1, "num_iterations_per_epoch": 2,
+        "start_from": str(stage2), "num_epochs": 8, "save_every": 1, "num_iterations_per_epoch": 2,
         "num_val_iterations_per_epoch": 1,
     }  # fmt: skip
     plans_file.write_text(json.dumps(plans))
     kills = [Kill("stage3", moment) for moment in (WRITE, STEP, FINAL)]
     problems = kill_and_resume(place, kills, random.Random(0), tmp_path / "logs")
     assert not problems
+    assert sum(kill.phase != NOT_KILLED for kill in kills) >= 2
     assert not [problem for kill in kills for problem in kill.problems]
     assert all(file_problem(path) is None for path in place.fold("stage3").glob("checkpoint_*.pth"))

@@ -15,7 +15,8 @@ MOST_NAMED_VALUES = 5
 
 def known_labels(label_manager: LabelManager) -> frozenset[int]:
     """Return the values that a label file may hold: background, labels, those of regions, ignore."""
-    return frozenset({0, *label_manager.all_labels, label_manager.ignore_label} - {None})
+    values = {0, *label_manager.all_labels, label_manager.ignore_label} - {None}
+    return frozenset(int(value) for value in values)
 
 
 def unknown_values(label: np.ndarray, known: frozenset[int]) -> str:

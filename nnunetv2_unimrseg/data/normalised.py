@@ -158,7 +158,7 @@ def _likely_cause(low: float, high: float, scheme: str, foreground: Mapping[str,
             "image again, or leave this modality out."
         )
     if scheme == CT:
-        limits = f"{foreground['percentile_00_5']:g} to {foreground['percentile_99_5']:g}"
+        limits = f"{foreground['percentile_00_5']:g} and {foreground['percentile_99_5']:g}"
         return (
             f"The training images lie between {limits} there. Is it another modality, or not in Hounsfield units? "
             "Give the right file, or leave this modality out."

@@ -23,8 +23,9 @@ from nnunetv2_unimrseg.errors import UserError, counted, in_one_line, listed
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.utils.files import read_json, write_json
 
-CHECKED_NAME = "unimrseg_checked.json"
-"""The file among the preprocessed cases that says which of them were found in order."""
+NOTE_NAME = "unimrseg_checked_{folder}.json"
+"""The file beside a folder of preprocessed cases that says which of them were found in order (nnU-Net takes no other
+files among them)."""
 
 FORMAT = 1
 OUTSIDE = -1
@@ -41,8 +42,8 @@ def check_preprocessed_cases(
 ) -> None:
     """Check that each channel of each case is finite and not constant, and that labels hold the dataset's values only.
 
-    What was found in order is noted in the folder (`CHECKED_NAME`), so that it is read once only; where the folder
-    cannot be written to, it is read each time.
+    What was found in order is noted beside the folder (`NOTE_NAME`), so that it is read once only; where that cannot be
+    written, it is read each time.
 
     Args:
         folder: of the preprocessed cases of a configuration.
@@ -57,7 +58,7 @@ def check_preprocessed_cases(
     known = known_labels(label_manager) | {OUTSIDE}
     cases = sorted(dataset_class.get_identifiers(str(folder)))
     state = _state(folder, len(cases), known, modalities)
-    note = folder / CHECKED_NAME
+    note = folder.with_name(NOTE_NAME.format(folder=folder.name))
     if _is_noted(note, state):
         return
     check = partial(_check_case, dataset_class, str(folder), known, modalities)
@@ -79,9 +80,8 @@ def check_preprocessed_cases(
 def _state(folder: Path, num_cases: int, known: frozenset[int], modalities: Modalities) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix != ".json" and not path.name.startswith("."):
-            status = path.stat()
-            digest.update(json.dumps([path.name, status.st_size, status.st_mtime_ns]).encode())
+        status = path.stat()
+        digest.update(json.dumps([path.name, status.st_size, status.st_mtime_ns]).encode())
     return {
         "format": FORMAT,
         "num_cases": num_cases,

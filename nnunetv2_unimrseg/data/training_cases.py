@@ -19,7 +19,15 @@ from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, check_channels
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.reading import channel_files, check_intensities, no_suffix, read_case, read_label, split_name
+from nnunetv2_unimrseg.reading import (
+    RawCase,
+    check_intensities,
+    named_channels,
+    no_suffix,
+    read_case,
+    read_label,
+    split_name,
+)
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -196,37 +204,37 @@ def _check_case(expected: _Expected, case: TrainingCase) -> list[str]:
     problems: list[str] = []
     modalities, ending = expected.modalities, expected.file_ending
     read = read_case(case.images, expected.reader, modalities, ending, problems) if case.images else None
-    of_channels = channel_files(case.images, modalities, ending)
-    absent = [f"_{number:04d} ({name})" for number, name in enumerate(modalities) if number not in of_channels]
-    if absent and (of_channels or not problems):
+    given = named_channels(case.images, modalities, ending) if read is None else read.files
+    absent = [f"_{number:04d} ({name})" for number, name in enumerate(modalities) if number not in given]
+    if absent and (given or not problems):
         problems.append(f"lacks {', '.join(absent)}")
     if read is not None:
-        problems += _intensity_problems(read[0], of_channels, expected)
+        problems += _intensity_problems(read, expected)
     if case.label_problem:
         problems.append(case.label_problem)
     else:
-        image = None if read is None else (case.images[0], *read)
-        label = read_label(case.label, expected.reader, image, problems)
+        label = read_label(case.label, expected.reader, read, problems)
         problems += [] if label is None else _value_problems(case.label, label, expected.labels)
     return [f"case '{case.name}': {problem.rstrip('.')}." for problem in problems]
 
 
-def _intensity_problems(image: np.ndarray, of_channels: Mapping[int, str], expected: _Expected) -> list[str]:
+def _intensity_problems(case: RawCase, expected: _Expected) -> list[str]:
     problems: list[str] = []
-    available = check_intensities(image, expected.modalities, problems)
+    available = check_intensities(case.image, expected.modalities, problems)
     problems = [problem for problem in problems if not problem.startswith("no modality is available")]
-    for channel, file in of_channels.items():
+    for channel, file in case.files.items():
         if not available[channel]:
+            name, value = expected.modalities.names[channel], case.image[channel].flat[0]
             problems.append(
-                f"{file}: {expected.modalities.names[channel]} is blank, every voxel being {image[channel].flat[0]:g}. "
-                "Training needs a real scan; give one, or leave the case out"
+                f"{file}: {name} is blank, every voxel being {value:g}. Training needs a real scan; give one, or leave "
+                "the case out"
             )
     if problems:
         return problems
     from nnunetv2_unimrseg.data.normalised import normalisation_problems
 
     for normalisation in expected.normalisations:
-        if problems := normalisation_problems(image, available, expected.modalities, normalisation, of_channels):
+        if problems := normalisation_problems(case.image, available, expected.modalities, normalisation, case.files):
             return problems
     return []
 

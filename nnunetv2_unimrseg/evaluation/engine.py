@@ -155,9 +155,9 @@ def _read(predictor: UniMRSegPredictor, case: EvaluationCase) -> tuple[np.ndarra
     problems: list[str] = []
     read = read_case(list(case.files), reader, predictor.modalities, predictor.dataset_json["file_ending"], problems)
     if read is not None:
-        check_intensities(read[0], predictor.modalities, problems)
+        check_intensities(read.image, predictor.modalities, problems)
     raise_for_case(case.name, problems)
-    image, properties = read
+    image, properties = read.image, read.properties
     reference = reader.read_seg(case.label)[0][0]
     if reference.shape != image.shape[1:]:
         raise UserError(f"The label {case.label} has the shape {reference.shape}, the images {image.shape[1:]}.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nnunetv2_unimrseg.cases import check_cases, find_cases, raise_for_input
 from nnunetv2_unimrseg.data.whole_image import written_image_problem
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.reading import case_name, channel_files
+from nnunetv2_unimrseg.reading import case_name, named_channels
 from nnunetv2_unimrseg.reconstruction.results import PICTURE_SUFFIX, check_folder
 from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
 
@@ -127,7 +127,7 @@ def _target(output: Path, name: str, channel: int, file_ending: str) -> Path:
 def _is_done(output: Path, files: Sequence[str], modalities: Modalities, file_ending: str) -> bool:
     """Whether the picture, which is written last, and all synthetic images of a case are there and whole."""
     name = case_name(files, file_ending)
-    montage, given = _montage(output, name), channel_files(files, modalities, file_ending)
+    montage, given = _montage(output, name), named_channels(files, modalities, file_ending)
     targets = {channel: _target(output, name, channel, file_ending) for channel in range(len(modalities))}
     if not montage.exists() or not all(targets[channel].exists() for channel in targets if channel not in given):
         return False

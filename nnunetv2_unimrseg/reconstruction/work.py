@@ -135,7 +135,7 @@ class Workshop:
         problems: list[str] = []
         read = read_case(files, self._reader(), self.model.modalities, self._ending, problems)
         raise_for_case(case.name, problems)
-        return read
+        return read.image, read.properties
 
     def _to_original(self, image: np.ndarray, properties: dict, channels: Sequence[int]) -> np.ndarray:
         outside = [self._normalisers[channel].outside for channel in channels]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import filecmp
 import glob
 import json
 import os
+import pickletools
 import platform
 import shutil
 import tempfile
@@ -61,16 +64,37 @@ def whole_file(
             temporary.unlink(missing_ok=True)
 
 
+def _move(file: Path, place: Path) -> None:
+    """Let a file that is whole take its place, which lies on another disk where a link leads there."""
+    if place.exists():
+        shutil.copymode(place, file)
+    try:
+        os.replace(file, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+
+        def difference(copy: Path) -> str | None:
+            return None if filecmp.cmp(file, copy, shallow=False) else "it reads back otherwise"
+
+        with whole_file(place, difference) as copy:
+            shutil.copyfile(file, copy)
+
+
 def _place(path: Path) -> Path:
     problem = place_problem(path)
     if problem:
         raise UserError(f"Cannot write {path}: {problem} Remove it, or choose another place.")
-    return path.resolve()
+    return Path(os.path.realpath(path))
 
 
 def place_problem(path: Path) -> str | None:
-    """Say why no file can take this place, or None: it is, or links to, a folder or a device."""
-    place = path.resolve()
+    """Say why no file can take this place, or None: it is, or links to, a folder, a device or nowhere."""
+    place = Path(os.path.realpath(path))  # Path.resolve raises for links in a circle
+    if place.is_symlink():
+        return "it is a link that leads back to itself."
+    if path.is_symlink() and not place.parent.is_dir():
+        return f"it is a link to {place}, and there is no folder {place.parent}."
     if place.is_file() or not place.exists():
         return None
     kind = "a folder" if place.is_dir() else "no regular file"
@@ -113,18 +137,18 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _is_not_whole(problem: str) -> str:
-    return f"what was written is not whole ({problem}); is the disk or the quota full?"
+    return f"what was written is not whole ({problem}; is the disk or the quota full?)"
 
 
 def _not_written(place: Path, reason: str) -> UserError:
-    free = ""
+    free, folder = "", place if place.is_dir() else place.parent
     with contextlib.suppress(OSError):
-        free = f" {place.parent} has {shutil.disk_usage(place.parent).free / 2**20:.1f} MB free."
+        free = f" {folder} has {shutil.disk_usage(folder).free / 2**20:.1f} MB free."
     return UserError(f"Cannot write {place}: {reason}. What was there before is unchanged.{free}")
 
 
 def file_problem(path: Path) -> str | None:
-    """Say in words why a file is not whole, or None: text, JSON, PNG, and zip archives such as `.npz` and `.pth`."""
+    """Say in words why a file is not whole, or None: text, JSON, PNG, pickles, zip archives such as `.npz`, `.pth`."""
     try:
         if not path.is_file():
             return "there is no such file"
@@ -159,10 +183,17 @@ def _read_picture(path: Path) -> None:
         picture.load()
 
 
+def _read_pickle(path: Path) -> None:
+    with path.open("rb") as file:  # to its last operation, without carrying out any
+        for _ in pickletools.genops(file):
+            pass
+
+
 _READ_BACK: dict[str, Callable[[Path], str | None]] = {
     **dict.fromkeys((".csv", ".html", ".md", ".tex", ".txt"), _read_text),
     **dict.fromkeys((".npz", ".pth", ".zip"), _read_zip),
     ".json": _read_json,
+    ".pkl": _read_pickle,
     ".png": _read_picture,
 }
 
@@ -223,7 +254,7 @@ def whole_files(
         UserError: when a file cannot be written, or is not whole afterwards.
     """
     folder = Path(folder)
-    is_new = not folder.exists()
+    made = _missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, _FOLDER_SUFFIX)
@@ -236,14 +267,21 @@ def whole_files(
                 _flush_to_disk(file)
                 if problem := (problem_of or file_problem)(file):
                     raise _not_written(place, _is_not_whole(problem))
+            for below in sorted({file.relative_to(temporary).parent for file in written}):
+                made = [*_missing(folder / below), *made]
+                (folder / below).mkdir(parents=True, exist_ok=True)
             for file, place in zip(written, places, strict=True):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, place)
+                _move(file, place)
     except UserError:
         raise
     except (OSError, *failures) as error:
         raise _not_written(folder, getattr(error, "strerror", None) or in_one_line(error)) from error
     finally:
-        if is_new:
+        for one in made:
             with contextlib.suppress(OSError):  # it stays where it holds something
-                folder.rmdir()
+                one.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return which of a folder and those that it lies in are to be made, the deepest first."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
