@@ -233,10 +233,10 @@ def _preprocess(dataset: str, plans_name: str, configurations: list[str], num_pr
         raise UserError(
             f"The preprocessed data of {dataset} cannot be written: {error}. Run the command again when it can."
         ) from error
-    _check_preprocessed(dataset, plans_name, configurations)
+    check_preprocessed(dataset, plans_name, configurations)
 
 
-def _check_preprocessed(dataset: str, plans_name: str, configurations: Sequence[str]) -> None:
+def check_preprocessed(dataset: str, plans_name: str, configurations: Sequence[str]) -> None:
     """Read back what was written, so that no training starts from a damaged file."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
