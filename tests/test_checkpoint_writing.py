@@ -118,6 +118,18 @@ def test_only_rank_0_writes_and_only_where_checkpoints_are_wanted():
         trainer.local_rank, trainer.disable_checkpointing = 0, False
 
 
+def test_what_an_earlier_training_left_is_not_gone_on_from():
+    trainer = made()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    log["epoch_start_timestamps"] = [1000.0]
+    write(trainer, best=480, final=500)
+    log["epoch_start_timestamps"] = [2000.0]
+    write(trainer, latest=50)
+    resumed = made(continues=True)
+    resumed.load_checkpoint(str(path_of(resumed, "final")))
+    assert resumed.current_epoch == 50
+
+
 @pytest.mark.parametrize(
     ("there", "expected", "epoch"),
     [

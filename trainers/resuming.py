@@ -53,6 +53,8 @@ class Newest:
 def newest_checkpoint(folder: Path) -> Newest:
     """Return the whole checkpoint in a fold's folder that was written after the highest epoch.
 
+    What is left of an earlier training, over which another was started without --c, comes last.
+
     Raises:
         UserError: when none is whole; lists each with what is wrong with it.
     """
@@ -66,7 +68,7 @@ def newest_checkpoint(folder: Path) -> Newest:
         except UserError as error:
             damaged[path.name] = str(error)
             continue
-        if newest is None or content["current_epoch"] > newest[1]["current_epoch"]:
+        if newest is None or _age(content) > _age(newest[1]):
             newest = path, content
     if newest is None:
         raise UserError(
@@ -75,6 +77,12 @@ def newest_checkpoint(folder: Path) -> Newest:
             + "\nRestore a copy of one of them, or remove them to start this training anew."
         )
     return Newest(*newest, damaged)
+
+
+def _age(content: Mapping[str, Any]) -> tuple[float, int]:
+    """Return when the training of a checkpoint was begun (seconds since 1970), and the epochs done."""
+    starts = content["logging"].get("epoch_start_timestamps") or [0.0]
+    return float(starts[0]), content["current_epoch"]
 
 
 def _read(path: Path) -> dict[str, Any]:
