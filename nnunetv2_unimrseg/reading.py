@@ -30,6 +30,9 @@ LARGEST_DISPLACEMENT = 0.5
 NOTICED_DISPLACEMENT = 1e-3
 """Voxels from which on a displacement is worth a warning."""
 
+_LONGEST_REASON = 300
+_OF_ITK = re.compile(r"(itk::|sitk::|ITK )ERROR: (\w+\((0x)?[0-9a-fA-F]+\): )?")
+
 
 @dataclass(frozen=True)
 class RawCase:
@@ -240,15 +243,19 @@ def _read_file(
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in one line why a reader failed; of ITK's several lines the one that says it."""
+    """Return in one short line why a reader failed; of the several lines of ITK and NRRD the one that says it."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    itk = [index for index, line in enumerate(lines) if line.startswith("ITK ERROR")]
-    if itk:
-        lines = [lines[itk[0]].partition("): ")[2] or lines[itk[0]], *lines[itk[0] + 1 :]]
-        # the last error of the operating system, which need not have to do with it
-        lines = [line for line in lines if not line.startswith("Reason:")]
-        lines = [lines[0], *lines[-1:]] if len(lines) > 1 else lines
-    return (" ".join(lines) or type(error).__name__).rstrip(".: ")
+    if lines and "SimpleITK" in lines[0]:
+        # the last error of the operating system need not have to do with it
+        lines = [_OF_ITK.sub("", line) for line in lines[1:] if not line.startswith("Reason:")] or lines
+        lines = [line for line in lines[:-1] if not line.startswith("[nrrd]")][:1] + lines[-1:]
+        if "Unable to determine ImageIO reader" in lines[-1]:
+            return "SimpleITK does not know its format (of NIfTI it knows NIfTI-1, not NIfTI-2)"
+    reason = " ".join(re.sub(r"^\[nrrd\] \w+: *", "", line) for line in lines) or type(error).__name__
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
+    return f"{reason[:_LONGEST_REASON]} ..." if len(reason) > _LONGEST_REASON else reason.rstrip(".: ")
 
 
 def named_channels(files: Sequence[str], modalities: Modalities, file_ending: str) -> set[int]:

@@ -43,7 +43,6 @@ def work(connection: Connection, seed: int, root: Path) -> None:
     import resource
 
     import torch
-
     from fuzz_inputs_check import outcome_of
 
     torch.set_num_threads(1)
@@ -144,7 +143,8 @@ KINDS = (
     r"NaN or infinite values", r"is truncated or damaged", r"is truncated", r"header is damaged", r"no NIfTI header",
     r"is empty", r"cannot be read", r"differ in shape", r"differ in spacing", r"differ in origin or direction",
     r"holds \d+ channels", r"values a voxel", r"spacing is", r"would be resampled", r"normalised by",
-    r"no modality is available", r"voxels of the type", r"holds no voxel",
+    r"no modality is available", r"voxels are .* \(NIfTI", r"it has \d+ dimensions", r"holds no voxel", r"no NRRD file",
+    r"broken PNG file", r"broken data stream", r"cannot identify image file", r"exceeds limit", r"[Tt]runcated",
 )  # fmt: skip
 
 
@@ -152,15 +152,19 @@ def kind_of(message: str) -> str:
     """Return the kind of message of a refusal: that of its first problem."""
     first = message.split("\n  - ")[min(1, message.count("\n  - "))]
     found = next((found[0] for kind in KINDS if (found := re.search(kind, first))), None)
-    return re.sub(r"\d+", "N", found or first[:90])
+    return re.sub(r"\d+", "N", found or re.sub(r"case .\w+.: |patient_\S+: ", "", first)[:70])
 
 
 def table(done: list[Result]) -> str:
     """Return how many cases had which outcome, and which variations failed."""
     outcomes = Counter(kind if kind != "refused" else f"refused: {kind_of(text)}" for _, _, _, kind, text, _ in done)
-    rows = [f"{count:6d}  {outcome}" for outcome, count in sorted(outcomes.items(), key=lambda pair: (pair[0][0], -pair[1]))]
+    rows = [
+        f"{count:6d}  {outcome}" for outcome, count in sorted(outcomes.items(), key=lambda pair: (pair[0][0], -pair[1]))
+    ]
     total = Counter(kind for _, _, _, kind, _, _ in done)
-    rows.append(f"{len(done):6d}  in all: " + ", ".join(f"{total[kind]} {kind}" for kind in (PREDICTED, "refused", FAILED)))
+    rows.append(
+        f"{len(done):6d}  in all: " + ", ".join(f"{total[kind]} {kind}" for kind in (PREDICTED, "refused", FAILED))
+    )
     slowest = max(done, key=lambda result: result[5])
     rows.append(f"the slowest case: {slowest[0]} ({slowest[1]}), {slowest[5]:.1f} s")
     return "\n".join(rows)
@@ -173,7 +177,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--start", type=int, default=0, metavar="NUMBER", help="the first case (default: 0)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="judge this case alone, and print what comes of it")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files of failing cases (or of --only) go")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="where the files of failing cases (or of --only) go"
+    )
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write every outcome there, a line a case")
     args = parser.parse_args()
@@ -185,7 +191,9 @@ def main() -> int:
             number, variation, verdict, kind, detail, seconds = result
             done.append(result)
             if kind == FAILED or args.only is not None:
-                tqdm.write(f"{number} ({variation}, must be: {verdict or 'any'}) {kind} after {seconds:.1f} s: {detail}")
+                tqdm.write(
+                    f"{number} ({variation}, must be: {verdict or 'any'}) {kind} after {seconds:.1f} s: {detail}"
+                )
                 if args.keep:
                     shutil.copytree(root / f"{number}" / "in", args.keep / f"{args.seed}_{number}", dirs_exist_ok=True)
             shutil.rmtree(root / f"{number}", ignore_errors=True)

@@ -11,7 +11,7 @@ import numpy as np
 from fuzz_inputs_formats import PNG_CHANGES, TEXT_CHANGES, other_format, png_bytes, text_bytes
 from fuzz_inputs_nifti import BAD, BYTE_CHANGES, EITHER, GOOD, HEADER_CHANGES, Nifti, odd_geometry
 
-NAME, CHANNELS = "case", 4
+NAME, CHANNELS = "patient", 4
 NIFTI_SETTINGS = (
     ("SimpleITKIO", ".nii.gz"), ("SimpleITKIO", ".nii.gz"), ("SimpleITKIO", ".nii"), ("SimpleITKIO", ".nii"),
     ("NibabelIO", ".nii.gz"), ("NibabelIO", ".nii"), ("NibabelIOWithReorient", ".nii.gz"),
@@ -63,7 +63,7 @@ def make_case(number: int, seed: int, folder: Path) -> Case:
     shape = tuple(int(size) for size in rng.integers(6, 21, 3))
     affine = np.diag([*rng.choice([1.0, 1.5, 2.0, 2.5, 3.0, 4.0], 3), 1.0])
     affine[:3, 3] = np.round(rng.normal(size=3) * 30, 2)
-    base = Nifti(np.zeros(shape), affine, version=int(rng.choice([1, 1, 2])), order=str(rng.choice(["<", "<", ">"])))
+    base = Nifti(np.zeros(shape), affine, version=int(rng.choice([1, 1, 1, 2])), order=str(rng.choice(["<", "<", ">"])))
     if change == "odd_geometry":
         odd_geometry(rng, base)
     channels = sorted(rng.permutation(CHANNELS)[: int(rng.integers(1, CHANNELS + 1))].tolist())
@@ -74,7 +74,7 @@ def make_case(number: int, seed: int, folder: Path) -> Case:
         of_file = np.random.default_rng([seed, number, 0 if together else channel + 1])
         file = copy.deepcopy(base)
         file.values = intensities_of(channel, seed + number, shape)
-        content, verdict = content_of(of_file, file, kind, ending, change if channel in odd else NONE)
+        content, verdict = content_of(of_file, file, (kind, reader, ending), change if channel in odd else NONE)
         path = folder / f"{NAME}_{channel:04d}{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -93,8 +93,9 @@ def intensities_of(channel: int, seed: int, shape: tuple[int, ...]) -> np.ndarra
     return values
 
 
-def content_of(rng: np.random.Generator, file: Nifti, kind: str, ending: str, change: str) -> tuple[bytes, str]:
-    """Return the bytes of a file, and what must come of it."""
+def content_of(rng: np.random.Generator, file: Nifti, setting: tuple[str, str, str], change: str) -> tuple[bytes, str]:
+    """Return the bytes of a file of a format for a reader and with an ending, and what must come of it."""
+    kind, reader, ending = setting
     if change == FOREIGN:
         return other_format(rng, ending)
     unchanged = change in (NONE, "odd_geometry")
@@ -111,4 +112,6 @@ def content_of(rng: np.random.Generator, file: Nifti, kind: str, ending: str, ch
                 return CHANGES[name](rng, file.build(), packed)
             verdict = CHANGES[name](rng, file)
     verdict = EITHER if change == SEVERAL else verdict
+    if file.version == 2 and reader.startswith("SimpleITK"):
+        verdict = BAD  # it does not know NIfTI-2
     return (gzip.compress(file.build(), mtime=0) if packed else file.build()), verdict

@@ -54,14 +54,14 @@ def predictor_of(reader: str, ending: str) -> UniMRSegPredictor:
     flat = reader == "NaturalImage2DIO"
     torch.manual_seed(0)
     dimensions = 2 if flat else 3
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    resampling, kinds = {"order": 1, "order_z": 0, "force_separate_z": None}, ("data", "seg", "probabilities")
     configuration = {
         "data_identifier": "fuzz", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
         "patch_size": [16] * dimensions, "median_image_size_in_voxels": [14] * dimensions,
         "spacing": [1.0 if flat else 2.5] * dimensions, "normalization_schemes": list(NORMALISERS),
         "use_mask_for_norm": [True] * CHANNELS, "batch_dice": False,
-        **{f"resampling_fn_{of}": "resample_data_or_seg_to_shape" for of in ("data", "seg", "probabilities")},
-        **{f"resampling_fn_{of}_kwargs": resampling | {"is_seg": of == "seg"} for of in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{of}": "resample_data_or_seg_to_shape" for of in kinds},
+        **{f"resampling_fn_{of}_kwargs": resampling | {"is_seg": of == "seg"} for of in kinds},
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             "arch_kwargs": {
@@ -87,10 +87,11 @@ def predictor_of(reader: str, ending: str) -> UniMRSegPredictor:
         "channel_names": dict(zip("0123", ("CT", "PET", "T1", "T2"), strict=True)),
         "labels": {"background": 0, "whole": 1, "core": 2}, "numTraining": 2, "file_ending": ending,
     }  # fmt: skip
-    network = build_network(plans.get_configuration("fuzz"), CHANNELS, 3, False, adapters=False)
+    chosen = plans.get_configuration("fuzz")
+    network = build_network(chosen, CHANNELS, 3, False, adapters=False)
     predictor = UniMRSegPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
     predictor.manual_initialization(
-        network, plans, plans.get_configuration("fuzz"), [network.state_dict()], dataset_json, "UniMRSegStage2Trainer", None
+        network, plans, chosen, [network.state_dict()], dataset_json, "UniMRSegStage2Trainer", None
     )  # fmt: skip
     return predictor
 
@@ -129,7 +130,10 @@ def refusal_problem(case: Case, message: str, output: Path) -> str | None:
             return f"a message of {len(problem)} characters in {problem.count(chr(10)) + 1} lines: {problem}"
         if NAME not in problem:
             return f"a message that names neither file nor case: {problem}"
-    noise = re.search(r"Traceback|0x[0-9a-f]{5,}|\.cxx|itk::|ITK ERROR|sitk::|Exception thrown|bad_alloc|allocate|MemoryError", message)
+    noise = re.search(
+        r"Traceback|\(0x[0-9a-f]{5,}|\.cxx|itk::|ITK ERROR|sitk::|Exception thrown|bad_alloc|allocate|MemoryError",
+        message,
+    )
     return f"a message with '{noise[0]}': {message}" if noise else None
 
 
@@ -194,7 +198,9 @@ def geometry_problem(reader: str, given: Path, written: Path) -> str | None:
     if reader.startswith("Nibabel"):
         pair = nibabel.load(given), nibabel.load(written)
         scale = np.abs(pair[0].affine[:3, :3]).max()
-        same = pair[0].shape == pair[1].shape and np.allclose(pair[0].affine, pair[1].affine, rtol=1e-5, atol=1e-4 * scale)
+        same = pair[0].shape == pair[1].shape and np.allclose(
+            pair[0].affine, pair[1].affine, rtol=1e-5, atol=1e-4 * scale
+        )
         return None if same else f"affine {pair[1].affine.tolist()} instead of {pair[0].affine.tolist()}"
     pair = sitk.ReadImage(str(given)), sitk.ReadImage(str(written))
     dimensions = min(pair[0].GetDimension(), 3)

@@ -14,8 +14,28 @@ from fuzz_inputs_nifti import BAD, EITHER, GOOD, Nifti
 from PIL import Image
 
 META_TYPES = {"UCHAR": "u1", "CHAR": "i1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "FLOAT": "f4", "DOUBLE": "f8"}
-NRRD_TYPES = {"uint8": "u1", "signed char": "i1", "short": "i2", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8"}
-SIZES = ("0 0 0", "-1 6 6", "1 1 1", "32767 32767 32767", "1000 1000 1000", "700 700 700", "6 6", "6 6 6 6", "a b c", "", "1e9 1 1")
+NRRD_TYPES = {
+    "uint8": "u1",
+    "signed char": "i1",
+    "short": "i2",
+    "ushort": "u2",
+    "int": "i4",
+    "float": "f4",
+    "double": "f8",
+}
+SIZES = (
+    "0 0 0",
+    "-1 6 6",
+    "1 1 1",
+    "32767 32767 32767",
+    "1000 1000 1000",
+    "700 700 700",
+    "6 6",
+    "6 6 6 6",
+    "a b c",
+    "",
+    "1e9 1 1",
+)
 NUMBERS = ("0 0 0", "-1 2 2", "nan nan nan", "inf 1 1", "1e-6 1e-6 1e-6", "1e6 1e6 1e6", "1 1", "x", "", "1e300 1 1")
 
 
@@ -73,7 +93,9 @@ def text_file(values: np.ndarray, affine: np.ndarray, kind: str, *, meta: bool, 
 def text_bytes(rng: np.random.Generator, file: Nifti, meta: bool, change: str | None) -> tuple[bytes, str]:
     """Return a file of this image, changed in this way (None: not), and what must come of it."""
     names = META_TYPES if meta else NRRD_TYPES
-    made = text_file(file.values, file.affine, str(rng.choice(list(names.values()))), meta=meta, packed=rng.random() < 0.5)
+    made = text_file(
+        file.values, file.affine, str(rng.choice(list(names.values()))), meta=meta, packed=rng.random() < 0.5
+    )
     if change is None:
         return made.build(), GOOD
     lines, verdict = made.lines, EITHER
@@ -83,18 +105,28 @@ def text_bytes(rng: np.random.Generator, file: Nifti, meta: bool, change: str | 
         if lines["DimSize" if meta else "sizes"] == "1 1 1":
             verdict = EITHER
     elif change == "numbers":
-        names = ("ElementSpacing", "Offset", "TransformMatrix") if meta else ("space origin", "space directions", "spacings")
+        names = (
+            ("ElementSpacing", "Offset", "TransformMatrix")
+            if meta
+            else ("space origin", "space directions", "spacings")
+        )
         value = str(rng.choice(NUMBERS))
         if not meta and rng.random() < 0.7:
             value = f"({','.join(value.split())})"
         name = str(rng.choice(names))
         lines[name] = " ".join([value] * 3) if name in ("TransformMatrix", "space directions") else value
     elif change == "type":
-        kinds = ("MET_FLOAT_ARRAY", "MET_NONE", "MET_LONG", "MET_ULONG_LONG", "x") if meta else ("block", "x", "int64", "ulonglong", "half")
+        kinds = (
+            ("MET_FLOAT_ARRAY", "MET_NONE", "MET_LONG", "MET_ULONG_LONG", "x")
+            if meta
+            else ("block", "x", "int64", "ulonglong", "half")
+        )
         lines["ElementType" if meta else "type"] = str(rng.choice(kinds))
     elif change == "channels":
         number = int(rng.choice([2, 3, 4]))
-        lines["DimSize" if meta else "sizes"] = " ".join(map(str, (file.values.shape[0] // number, *file.values.shape[1:])))
+        lines["DimSize" if meta else "sizes"] = " ".join(
+            map(str, (file.values.shape[0] // number, *file.values.shape[1:]))
+        )
         if meta:
             lines["ElementNumberOfChannels"] = str(number)
             lines["ElementDataFile"] = lines.pop("ElementDataFile")  # it must be the last
@@ -108,7 +140,11 @@ def text_bytes(rng: np.random.Generator, file: Nifti, meta: bool, change: str | 
         if rng.random() < 0.5:
             del lines[name]
         else:
-            lines[name] = str(rng.choice(["", "0", "-1", "zlib", "x" * 5000, "\0\0", "1 2 3 4 5 6 7 8 9 10 11 12", "True", "ascii", "big"]))
+            lines[name] = str(
+                rng.choice(
+                    ["", "0", "-1", "zlib", "x" * 5000, "\0\0", "1 2 3 4 5 6 7 8 9 10 11 12", "True", "ascii", "big"]
+                )
+            )
     whole = made.build()
     if change == "truncated":
         return whole[: 64 * int(rng.integers(0, (len(whole) - 16) // 64))], BAD

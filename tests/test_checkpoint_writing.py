@@ -309,9 +309,7 @@ GOES_ON = "goes on from the last checkpoint."
     ],
 )
 def test_running_again_is_advised_only_where_it_helps(monkeypatch, capsys, code, exit_code, said):
-    monkeypatch.setattr(
-        "nnunetv2_unimrseg.cli.train.subprocess.run", lambda words, **_: subprocess.CompletedProcess(words, code)
-    )
+    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.run_child", lambda words, environment: code)
     args = Namespace(configuration="3d_fullres", fold="0", p="nnUNetPlans", device="cpu", num_gpus=1, npz=False)
     with pytest.raises(SystemExit) as end:
         train._train("Dataset998_Tiny", "UniMRSegStage1Trainer", [], args)

@@ -332,14 +332,14 @@ def preprocessed(planned) -> Path:
 
 @pytest.fixture
 def commands(monkeypatch) -> list[tuple[list[str], dict]]:
-    """The training commands of a run, with their options; they are recorded instead of run."""
+    """The training commands of a run, with their environment; they are recorded instead of run."""
     recorded = []
 
-    def record(words: list[str], **options: object) -> subprocess.CompletedProcess:
-        recorded.append((words, options))
-        return subprocess.CompletedProcess(words, 0)
+    def record(words: list[str], environment: dict[str, str]) -> int:
+        recorded.append((words, environment))
+        return 0
 
-    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.subprocess.run", record)
+    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.run_child", record)
     return recorded
 
 
@@ -359,7 +359,7 @@ def test_train_tells_nnunet_what_each_stage_lacks(preprocessed, commands, capsys
     ]
     assert ["--val" in entry for entry in words] == [True, False, False]
     assert ["--c" in entry for entry in words] == [False, True, False]
-    folders = commands[0][1]["env"]["nnUNet_extTrainer"].split(os.pathsep)
+    folders = commands[0][1]["nnUNet_extTrainer"].split(os.pathsep)
     assert folders == ["/another/folder", str(extension_folder())]
 
 

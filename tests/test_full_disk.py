@@ -353,7 +353,9 @@ FORMATS = [
 def example(folder: Path, reader_name: str) -> tuple[WholeSegmentationWriter, np.ndarray, dict]:
     """Return nnU-Net's writer of a format, a segmentation, and the properties that it needs to write it."""
     nnunet = recursive_find_reader_writer_by_name(reader_name)
-    labels = np.random.default_rng(0).integers(0, 3, (1, 40, 50) if reader_name == "NaturalImage2DIO" else (12, 40, 50))
+    labels = np.random.default_rng(0).integers(
+        0, 3, (1, 120, 150) if reader_name == "NaturalImage2DIO" else (12, 40, 50)
+    )
     properties = {"spacing": [3.0, 2.0, 2.5]}
     if reader_name in ("SimpleITKIO", "NibabelIO"):
         given = tiny.write(folder / "given_0000.nii.gz", labels.astype(np.float32))
@@ -361,6 +363,7 @@ def example(folder: Path, reader_name: str) -> tuple[WholeSegmentationWriter, np
     return WholeSegmentationWriter.of(nnunet), labels.astype(np.uint8), properties
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio closes its file once more
 @pytest.mark.parametrize(("reader_name", "ending"), FORMATS)
 def test_segmentations_of_every_format_are_whole_or_not_there(full_disk, tmp_path, reader_name, ending):  # noqa: F811
     writer, labels, properties = example(tmp_path, reader_name)
@@ -376,9 +379,8 @@ def test_segmentations_of_every_format_are_whole_or_not_there(full_disk, tmp_pat
         assert segmentation_problem(path, writer), share
     for pages in (0, 1):
         fill(full_disk, pages)
-        with pytest.raises(UserError, match="Cannot write") as caught:
+        with pytest.raises(UserError, match=r"Cannot write .* has 0\.0 MB free\.$"):
             writer.write_seg(labels, str(full_disk / f"a{ending}"), properties)
-        assert NO_SPACE in str(caught.value) or SILENT in str(caught.value)
         assert files_in(full_disk) == {} and not list(full_disk.glob(".*"))
     path.write_bytes(whole)
     if reader_name == "Tiff3DIO":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.training_process import CODE, USER_ERROR_EXIT_CODE
 from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.training_state import TrainingState, training_state
+from nnunetv2_unimrseg.utils.processes import run_child
 
 FOLDS = 5
 """Of nnU-Net's cross-validation, where no splits_final.json says otherwise."""
@@ -176,12 +176,12 @@ def _train(dataset: str, trainer: str, flags: list[str], args: argparse.Namespac
     words = [dataset, args.configuration, args.fold, *options]
     print(f"nnUNetv2_train {' '.join(words)}", flush=True)
     environment = {**os.environ, VARIABLE: extended(os.environ.get(VARIABLE))}
-    result = subprocess.run([sys.executable, "-c", CODE, *words], env=environment, cwd=Path.cwd())
-    if result.returncode == 0:
+    code = run_child([sys.executable, "-c", CODE, *words], environment)
+    if code == 0:
         return
-    if result.returncode != USER_ERROR_EXIT_CODE:
-        print(f"unimrseg train: {trainer} {_what_happened(result.returncode)}", file=sys.stderr)
-    raise SystemExit(result.returncode if result.returncode > 0 else SIGNAL_EXIT_CODE - result.returncode)
+    if code != USER_ERROR_EXIT_CODE:
+        print(f"unimrseg train: {trainer} {_what_happened(code)}", file=sys.stderr)
+    raise SystemExit(code if code > 0 else SIGNAL_EXIT_CODE - code)
 
 
 def _what_happened(returncode: int) -> str:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from nnunetv2_unimrseg.data.itk_formats import meta_problem, nrrd_problem
 from nnunetv2_unimrseg.errors import in_one_line
 from nnunetv2_unimrseg.utils.files import file_problem
 
@@ -29,14 +30,26 @@ _LONGEST_HEADER = 540
 _SMALLEST_OFFSETS = {348: 352, 540: 544}
 _MOST_DIMENSIONS = 7
 _GIPL_HEADER_BYTES = 256
+_SCAN_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16}
+"""NIfTI's codes of real numbers -> bytes of one. ITK and nibabel go by them, whatever `bitpix` says."""
+
+_NO_SCANS = {
+    1: "single bits",
+    32: "complex numbers",
+    128: "RGB colours",
+    1792: "complex numbers",
+    2048: "complex numbers",
+}
+_NO_SCANS[2304] = "RGBA colours"
 
 
 def image_problem(path: str | Path) -> str | None:
     """Return why an image file cannot be used (truncated, damaged, empty, NaN or Inf), or None.
 
-    NIfTI files are read to their end, against the checksum where they are compressed; of GIPL and TIFF files the
-    lengths are checked; PNG files are decoded. Files of other formats are left to their readers, which raise where one
-    is truncated.
+    NIfTI files are read to their end, against the checksum where they are compressed, and so are compressed MetaImage
+    and NRRD files; of other ones, and of GIPL and TIFF files, the lengths are checked; PNG files are decoded. What has
+    several values a voxel (colours, vectors, complex numbers) is no scan. Files of other formats are left to their
+    readers, which raise where one is truncated.
     """
     path = Path(path)
     problem = file_problem(path)
@@ -104,7 +117,14 @@ def _stream_problem(stream: IO[bytes]) -> str | None:
     offset = float(header["vox_offset"])
     if not 0 <= offset < math.inf:
         return f"its header is damaged: its voxels begin at byte {offset}"
-    length = (math.prod(sizes) * int(header["bitpix"]) + 7) // 8
+    code = int(header["datatype"])
+    if code not in _SCAN_BYTES:
+        return (
+            f"its voxels are {_NO_SCANS.get(code, 'of a type that does not exist')} (NIfTI type {code}), no intensities"
+        )
+    if math.prod(sizes[4:]) > 1:
+        return f"it has {dimensions} dimensions, of the sizes {sizes}; a scan has three"
+    length = math.prod(sizes) * _SCAN_BYTES[code]
     kind = _float_type(header)
     stream.seek(max(int(offset), _SMALLEST_OFFSETS[int(header["sizeof_hdr"])]))
     left, all_finite = length, True
@@ -137,8 +157,7 @@ def _float_type(header: Nifti1Header) -> np.dtype | None:
         kind = header.get_data_dtype()
     except HeaderDataError:
         return None
-    is_float = np.issubdtype(kind, np.floating) and kind.itemsize * 8 == int(header["bitpix"])
-    return kind if is_float else None
+    return kind if np.issubdtype(kind, np.floating) else None
 
 
 def _all_finite(values: bytes, kind: np.dtype | None) -> bool:
@@ -157,6 +176,29 @@ def _gipl_problem(path: Path) -> str | None:
     length = _GIPL_HEADER_BYTES + math.prod(reader.GetSize()) * bytes_per_voxel
     lacking = length - path.stat().st_size
     return f"it is truncated: {lacking} of {length} bytes are lacking" if lacking > 0 else None
+
+
+def _meta_problem(path: Path) -> str | None:
+    return meta_problem(path) or _components_problem(path)
+
+
+def _nrrd_problem(path: Path) -> str | None:
+    return nrrd_problem(path) or _components_problem(path)
+
+
+def _components_problem(path: Path) -> str | None:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # the reader will say so
+        return None
+    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
+    if reader.GetNumberOfComponents() == 1 and "complex" not in kind:
+        return None
+    return f"it holds {reader.GetNumberOfComponents()} values a voxel ({kind}), as colour images do; a scan has one"
 
 
 def _decode_with_simpleitk(path: Path) -> None:
@@ -211,6 +253,8 @@ def _tiff_problem(path: Path) -> str | None:
 
 _CHECKS: dict[tuple[str, ...], Callable[[Path], str | None]] = {
     (".nii", ".nii.gz"): nifti_problem,
+    (".mha",): _meta_problem,
+    (".nrrd",): _nrrd_problem,
     (".gipl",): _gipl_problem,
     (".tif", ".tiff"): _tiff_problem,
 }

@@ -180,6 +180,8 @@ def _read_picture(path: Path) -> None:
     from PIL import Image
 
     with Image.open(path) as picture:
+        picture.verify()  # that nothing is lacking at its end
+    with Image.open(path) as picture:
         picture.load()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 from nnunetv2_unimrseg.errors import UserError
 
 T = TypeVar("T")
+
+_MOST_S_TO_END = 60.0
 
 
 @contextlib.contextmanager
@@ -66,6 +69,25 @@ def interruptible(function: Callable[[], T]) -> T:
     with _children_end_with_interrupts():
         threading.Thread(target=run, daemon=True).start()
         return outcome.result()
+
+
+def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command and return its exit code, negative for a signal.
+
+    Ctrl-C, which a terminal sends to the command too, waits until it has ended itself and its own processes.
+
+    Raises:
+        KeyboardInterrupt: then.
+    """
+    process = subprocess.Popen(words, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(_MOST_S_TO_END)
+        finally:
+            process.kill()
+        raise
 
 
 class Workers:
