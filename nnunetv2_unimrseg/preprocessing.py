@@ -144,7 +144,7 @@ def preprocessing_problems(
         configuration_manager: of the configuration.
         files: the file of each channel, for the message.
     """
-    size = size_problem(image.shape, properties, plans_manager, configuration_manager)
+    size = size_problem(image, available, properties, plans_manager, configuration_manager)
     normalisation = Normalisation.of_plans(plans_manager, configuration_manager)
     unusable = normalisation_problems(image, available, modalities, normalisation, files)
     return [*([size] if size else []), *unusable]

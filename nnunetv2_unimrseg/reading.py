@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunetv2_unimrseg.data.itk_formats import reason_of
 from nnunetv2_unimrseg.data.scan_folder import why_unusable
 from nnunetv2_unimrseg.data.whole_image import image_problem
 from nnunetv2_unimrseg.errors import UserError
@@ -30,8 +31,8 @@ LARGEST_DISPLACEMENT = 0.5
 NOTICED_DISPLACEMENT = 1e-3
 """Voxels from which on a displacement is worth a warning."""
 
-_LONGEST_REASON = 300
-_OF_ITK = re.compile(r"(itk::|sitk::|ITK )ERROR: (\w+\((0x)?[0-9a-fA-F]+\): )?")
+_SMALLEST_VOLUME = 1e-6
+"""Of a voxel with edges of length one, below which its edges lie in a plane."""
 
 
 @dataclass(frozen=True)
@@ -239,23 +240,25 @@ def _read_file(
     if data.size == 0:
         problems.append(f"{path}: holds no voxel (shape {data.shape[1:]}). {advice}")
         return None
-    return _Image(path, data.astype(np.float32, copy=False), _spatial_only(properties))
+    image = _Image(path, data.astype(np.float32, copy=False), _spatial_only(properties))
+    if not _is_place(_affine(image.properties)):
+        problems.append(
+            f"{path}: cannot be used: its header gives it no position in space: the matrix from voxels to millimetres "
+            "is singular or not finite. Correct its geometry (of NIfTI: qform, sform, pixdim), or leave it out."
+        )
+        return None
+    return image
 
 
-def reason_of(error: BaseException) -> str:
-    """Return in one short line why a reader failed; of the several lines of ITK and NRRD the one that says it."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for it"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and "SimpleITK" in lines[0]:
-        # the last error of the operating system need not have to do with it
-        lines = [_OF_ITK.sub("", line) for line in lines[1:] if not line.startswith("Reason:")] or lines
-        lines = [line for line in lines[:-1] if not line.startswith("[nrrd]")][:1] + lines[-1:]
-        if "Unable to determine ImageIO reader" in lines[-1]:
-            return "SimpleITK does not know its format (of NIfTI it knows NIfTI-1, not NIfTI-2)"
-    reason = " ".join(re.sub(r"^\[nrrd\] \w+: *", "", line) for line in lines) or type(error).__name__
-    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
-    return f"{reason[:_LONGEST_REASON]} ..." if len(reason) > _LONGEST_REASON else reason.rstrip(".: ")
+def _is_place(affine: np.ndarray | None) -> bool:
+    """Whether a matrix from voxel indices to positions can be inverted; None, where none is known, passes."""
+    if affine is None:
+        return True
+    matrix = affine[:-1, :-1]
+    lengths = np.linalg.norm(matrix, axis=0)
+    if not (np.isfinite(affine).all() and np.isfinite(lengths).all() and (lengths > 0).all()):
+        return False
+    return bool(abs(np.linalg.det(matrix / lengths)) > _SMALLEST_VOLUME)
 
 
 def named_channels(files: Sequence[str], modalities: Modalities, file_ending: str) -> set[int]:

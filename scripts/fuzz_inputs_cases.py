@@ -63,7 +63,12 @@ def make_case(number: int, seed: int, folder: Path) -> Case:
     shape = tuple(int(size) for size in rng.integers(6, 21, 3))
     affine = np.diag([*rng.choice([1.0, 1.5, 2.0, 2.5, 3.0, 4.0], 3), 1.0])
     affine[:3, 3] = np.round(rng.normal(size=3) * 30, 2)
-    base = Nifti(np.zeros(shape), affine, version=int(rng.choice([1, 1, 1, 2])), order=str(rng.choice(["<", "<", ">"])))
+    base = Nifti(
+        np.zeros(shape),
+        affine,
+        version=int(rng.choice([1, 2] if reader[0] == "N" else [1] * 9 + [2])),
+        order=str(rng.choice(["<", "<", ">"])),
+    )
     if change == "odd_geometry":
         odd_geometry(rng, base)
     channels = sorted(rng.permutation(CHANNELS)[: int(rng.integers(1, CHANNELS + 1))].tolist())

@@ -178,7 +178,14 @@ def _oriented(reader: str, path: Path) -> tuple[np.ndarray, Sequence[float]]:
         zooms = [float(size) for size in image.header.get_zooms()[::-1]]
         return image.get_fdata().astype(np.float32).transpose()[None], zooms
     if reader == "NaturalImage2DIO":
-        return np.asarray(Image.open(path)).astype(np.float32)[None, None], (999, 1, 1)
+        with Image.open(path) as picture:
+            array = (
+                np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
+                if picture.mode == "P"
+                else np.asarray(picture)
+            )
+        colours = array.transpose(2, 0, 1)[:, None] if array.ndim == 3 else array[None, None]
+        return colours.astype(np.float32), (999, 1, 1)
     image = sitk.ReadImage(str(path))
     if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
         raise AssertionError(f"{path.name} holds {image.GetPixelIDTypeAsString()} and was predicted")
@@ -197,6 +204,8 @@ def geometry_problem(reader: str, given: Path, written: Path) -> str | None:
         return None if sizes[0] == sizes[1] else f"{sizes[1]} pixels instead of {sizes[0]}"
     if reader.startswith("Nibabel"):
         pair = nibabel.load(given), nibabel.load(written)
+        if not abs(np.linalg.det(pair[0].affine[:3, :3].astype(float))) > 0:
+            return f"is predicted with the singular affine {pair[0].affine.tolist()}"
         scale = np.abs(pair[0].affine[:3, :3]).max()
         same = pair[0].shape == pair[1].shape and np.allclose(
             pair[0].affine, pair[1].affine, rtol=1e-5, atol=1e-4 * scale

@@ -185,7 +185,7 @@ def flat(rng: np.random.Generator, file: Nifti) -> str:
 
 def voxel_sizes(rng: np.random.Generator, file: Nifti) -> str:
     """pixdim: impossible, absurd, huge or tiny voxels; all axes or one; with forms or without."""
-    value = float(rng.choice([0, -1, -2.5, 1e-6, 1e6, 1e-20, 1e-45, 3e38, *NOT_FINITE]))
+    value = float(rng.choice([0, -1, -2.5, 0.2, 100, 1e4, 1e-6, 1e6, 1e-20, 1e-45, 3e38, *NOT_FINITE]))
     axes = (1, 2, 3) if rng.random() < 0.5 else (int(rng.integers(1, 4)),)
     for axis in axes:
         file.set("pixdim", value, axis)
@@ -251,7 +251,7 @@ def magic(rng: np.random.Generator, file: Nifti) -> str:
 def voxel_offset(rng: np.random.Generator, file: Nifti) -> str:
     """vox_offset: a true one that is not the usual, and wrong ones."""
     if rng.random() < 0.3:
-        file.offset = int(rng.choice([400, 560, 1024, 4096]))
+        file.offset = int(rng.choice([400 if file.version == 1 else 544, 560, 1024, 4096]))
         return GOOD
     value = float(rng.choice([0, 351, 352, 353, 400, -16, 1e9, 3e38, *NOT_FINITE]))
     file.set("vox_offset", value if file.version == 1 or math.isfinite(value) else -1)
@@ -310,7 +310,7 @@ def odd_geometry(rng: np.random.Generator, file: Nifti) -> str:
     elif kind == "far":
         file.affine[:3, 3] = rng.normal(size=3) * 1e5
     elif kind in ("fine", "coarse"):
-        sizes = sizes * (0.3 if kind == "fine" else 3)
+        sizes = sizes * (0.5 if kind == "fine" else 3)
     file.affine[:3, :3] = turn * sizes
     file.forms = {"no forms": (0, 0), "qform": (1, 0), "sform": (0, 2)}.get(str(kind), (1, int(rng.integers(0, 2))))
     return GOOD

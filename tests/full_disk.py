@@ -21,6 +21,11 @@ def _mount(*arguments: object) -> None:
         pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
 
 
+def _unmount(folder: Path) -> None:
+    if subprocess.run(["umount", folder], capture_output=True).returncode != 0:  # a file in it is still open
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Let everything in a folder be on a really read-only file system."""
@@ -29,7 +34,7 @@ def read_only(folder: Path) -> Iterator[None]:
         _mount("-o", "remount,ro,bind", folder)
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        _unmount(folder)
 
 
 @contextlib.contextmanager
@@ -40,7 +45,7 @@ def small_disk(folder: Path, kilobytes: int = 64) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        _unmount(folder)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from nnunetv2_unimrseg.utils.files import (
     file_problem,
     has_zip_directory,
     place_problem,
+    read_json,
     remove_leftovers,
     whole_file,
     whole_files,
@@ -239,6 +240,15 @@ def test_folders_and_devices_are_no_places(folder, tmp_path):
     assert (tmp_path / "full").is_symlink() and os.path.exists("/dev/full")
 
 
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")  # which gives zeros without end
+    for path in (tmp_path / "full", tmp_path):
+        with pytest.raises(UserError, match=r"cannot be read: it .*\. Remove it\.$"):
+            read_json(path)
+    with pytest.raises(UserError, match="There is no file"):
+        read_json(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_permissions_are_those_of_the_old_file_and_of_the_umask_for_a_new_one(folder, way):
     (folder / "a.json").chmod(0o640)
@@ -365,9 +375,7 @@ def test_a_file_that_is_cut_off_or_empty_or_absent_is_not_whole(tmp_path, ending
     path.write_bytes(b"")
     assert file_problem(path) == "it is empty"
     path.unlink()
-    assert file_problem(path) == "there is no such file"
-    path.mkdir()
-    assert file_problem(path) == "there is no such file"
+    assert file_problem(path) == file_problem(tmp_path) == "there is no such file"
 
 
 def test_text_must_be_utf_8_and_archives_must_match_their_checksums(tmp_path):
@@ -389,6 +397,4 @@ def test_an_archive_has_its_directory_only_where_it_was_written_to_the_end(tmp_p
         assert not has_zip_directory(path)
         path.write_bytes(b"")
         assert not has_zip_directory(path)
-        path.unlink()
-        assert not has_zip_directory(path)
-    assert not has_zip_directory(tmp_path)
+    assert not has_zip_directory(tmp_path / "none.pth") and not has_zip_directory(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -16,12 +17,15 @@ COMMANDS = ("env", "info", "plan", "configure", "train", "predict", "evaluate", 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a file system answers where it is full, read-only, closed to the user or broken."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `unimrseg` with the given arguments (`sys.argv[1:]` by default) and return its exit code.
 
-    0 means done. A mistake that the user can mend is one message on stderr, no traceback, and code 2, as for wrong
-    arguments.
+    0 means done. A mistake that the user can mend, a full disk and a lack of permission are one message on stderr, no
+    traceback, and code 2, as for wrong arguments.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
@@ -38,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.run(args)
     except UserError as error:
         print(f"unimrseg: error: {error}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        where = f" in {error.filename}" if error.filename else ""
+        print(f"unimrseg: error: The file system refuses{where}: {error.strerror}.", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         print("unimrseg: interrupted", file=sys.stderr)

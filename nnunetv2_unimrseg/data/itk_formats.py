@@ -1,4 +1,4 @@
-"""Are `.mha` and `.nrrd` files whole, and can ITK be given them?
+"""Are `.mha` and `.nrrd` files whole, and can ITK be given them? Why has a reader failed, in one line?
 
 ITK, below SimpleITK, does not say: where the voxels of a compressed `.mha` file cannot be decompressed, or are too few,
 it returns memory that nobody wrote. It allocates whatever sizes a damaged header names before it looks at the file, and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,16 @@ _NRRD_BYTES = {
     **dict.fromkeys(("int64", "int64_t", "uint64", "uint64_t"), 8),
 }
 
+_LONGEST_REASON = 300
+_OF_ITK = re.compile(r"(itk::|sitk::|ITK )ERROR: (\w+\((0x)?[0-9a-fA-F]+\): )?")
+_IN_WORDS = {
+    "Unable to determine ImageIO reader": "SimpleITK does not know its format (of NIfTI it knows NIfTI-1, not NIfTI-2)",
+    "does not match matrix dimensions": "it has not the three dimensions that the reader of the plans needs",
+    "SVD did not converge": "the geometry in its header is not finite",
+    "Cannot drop coordinates": "the geometry in its header is singular",
+}
+"""Parts of messages of SimpleITK, numpy and nibabel -> what they mean here."""
+
 
 def meta_problem(path: Path) -> str | None:
     """Return what is wrong with an `.mha` file, or None; what is not understood is left to its reader."""
@@ -49,7 +60,8 @@ def meta_problem(path: Path) -> str | None:
         voxel = _META_BYTES.get(kind, 0) * _whole(header.get("ElementNumberOfChannels", "1"))
         sizes = [_whole(size) for size in header.get("DimSize", "").split()]
         if not voxel or not sizes or min(sizes) < 1 or len(sizes) != _whole(header.get("NDims", "")):
-            return _damaged(header, ("NDims", "DimSize", "ElementType", "ElementNumberOfChannels"))
+            more = {"ElementNumberOfChannels"} & header.keys()
+            return _damaged(header, ("NDims", "DimSize", "ElementType", *more))
         needed = voxel * math.prod(sizes)
         if _is_true(header.get("CompressedData", "False")):
             stored = _whole(header.get("CompressedDataSize", ""))
@@ -160,3 +172,21 @@ def _unpacked(file: IO[bytes]) -> Iterator[int]:
     with gzip.GzipFile(fileobj=file) as stream:
         while chunk := stream.read(_CHUNK):
             yield len(chunk)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one short line why a reader failed; of the several lines of ITK and NRRD the one that says it."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    known = next((words for part, words in _IN_WORDS.items() if part in str(error)), None)
+    if known is not None:
+        return known
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "SimpleITK" in lines[0]:
+        # the last error of the operating system need not have to do with it
+        lines = [_OF_ITK.sub("", line) for line in lines[1:] if not line.startswith("Reason:")] or lines
+        lines = [line for line in lines[:-1] if not line.startswith("[nrrd]")][:1] + lines[-1:]
+    reason = " ".join(re.sub(r"^\[nrrd\] \w+: *", "", line) for line in lines) or type(error).__name__
+    reason = re.sub(r"\b(itk|CommonEnums|IOComponent)::", "", reason)
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
+    return f"{reason[:_LONGEST_REASON]} ..." if len(reason) > _LONGEST_REASON else reason.rstrip(".: ")

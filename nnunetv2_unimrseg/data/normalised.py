@@ -31,6 +31,8 @@ LARGE = 1e10
 
 _LOWEST_PADDING = -3e38
 _BYTES_PER_VALUE = 4
+_MOST_TIMES, _MOST_TIMES_IN_ALL = 100, 10_000
+"""So many times as many voxels as the planned images an image may have along an axis, and in all, once resampled."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def _likely_cause(low: float, high: float, scheme: str, foreground: Mapping[str,
 
 
 def size_problem(
-    shape: Sequence[int],
+    image: np.ndarray,
+    available: Sequence[bool],
     properties: Mapping[str, Any],
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
@@ -180,7 +183,8 @@ def size_problem(
     """Say why an image cannot be resampled to the planned spacing, or None: nothing, or too much, would come out.
 
     Args:
-        shape: `(C, X, Y, Z)`.
+        image: `(C, X, Y, Z)` as read; nnU-Net leaves out the zeros around it first.
+        available: the channels that are available.
         properties: the reader's.
         plans_manager: the plans.
         configuration_manager: of the configuration.
@@ -191,17 +195,44 @@ def size_problem(
     target = [spacing[0], *target] if len(target) < len(spacing) else target
     if not all(0 < value < math.inf for value in spacing):
         return f"its spacing is {_by(spacing)} mm; all three must be positive numbers. Correct it in the file's header."
-    sizes = [shape[1 + axis] for axis in axes]
+    content = _content_sizes(image, available)
+    full = [image.shape[1 + axis] for axis in axes]
+    sizes = [content[axis] for axis in axes]
     resampled = [int(value) for value in compute_new_shape(sizes, spacing, target)]
     memory = _memory_bytes()
-    needed = math.prod(resampled) * shape[0] * _BYTES_PER_VALUE
-    if min(resampled) > 0 and (memory is None or needed <= memory):
+    needed = math.prod(resampled) * len(image) * _BYTES_PER_VALUE
+    planned = configuration_manager.configuration.get("median_image_size_in_voxels", ())
+    if min(resampled) < 1:
+        wrong = "nothing"
+    elif memory is not None and needed > memory:
+        wrong = f"{needed / 2**30:.0f} GB, more than this machine has"
+    elif _is_absurd(resampled, planned):
+        wrong = f"far more than the {_by(planned)} of the images that the model was planned for"
+    else:
         return None
-    wrong = f"{needed / 2**30:.0f} GB, more than this machine has" if min(resampled) > 0 else "nothing"
     return (
-        f"its {_by(sizes)} voxels of {_by(spacing)} mm would be resampled to {_by(resampled)} voxels of {_by(target)} "
-        f"mm: {wrong}. Is the spacing in its header right, and in mm?"
+        f"its {_by(sizes)} voxels{'' if sizes == full else ' (without zeros around)'} of {_by(spacing)} mm would be "
+        f"resampled to {_by(resampled)} voxels of {_by(target)} mm: {wrong}. Is the spacing in its header right, and "
+        "in mm?"
     )
+
+
+def _content_sizes(image: np.ndarray, available: Sequence[bool]) -> list[int]:
+    """Return the sizes of the box of all voxels that are not zero in some available channel."""
+    is_content = np.zeros(image.shape[1:], dtype=bool)
+    for channel, there in zip(image, available, strict=True):
+        if there:
+            is_content |= channel != 0
+    sizes = []
+    for axis in range(3):
+        found = np.flatnonzero(is_content.any(axis=tuple({0, 1, 2} - {axis})))
+        sizes.append(int(found[-1] - found[0] + 1) if len(found) else image.shape[1 + axis])
+    return sizes
+
+
+def _is_absurd(sizes: Sequence[int], planned: Sequence[int]) -> bool:
+    times = [size / usual for size, usual in zip(sizes[::-1], planned[::-1], strict=False)]
+    return max(times, default=0) > _MOST_TIMES or math.prod(times) > _MOST_TIMES_IN_ALL
 
 
 def _by(values: Sequence[float]) -> str:

@@ -171,14 +171,18 @@ def _run(
     threads = options.num_threads_scoring
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         waiting: list[Future] = []
-        for entry in inputs:
-            progress.set_description(f"{entry.case.name}, {entry.subset}")
-            result = _predict(predictor, entry) if entry.record is None else entry.record
-            waiting.append(pool.submit(_finish, predictor, entry, result, folder, progress))
-            while len(waiting) > 2 * threads:
-                waiting.pop(0).result()
-        for future in waiting:
-            future.result()
+        try:
+            for entry in inputs:
+                progress.set_description(f"{entry.case.name}, {entry.subset}")
+                result = _predict(predictor, entry) if entry.record is None else entry.record
+                waiting.append(pool.submit(_finish, predictor, entry, result, folder, progress))
+                while len(waiting) > 2 * threads:
+                    waiting.pop(0).result()
+            for future in waiting:
+                future.result()
+        except BaseException:  # Ctrl-C and a full disk among them: what is begun is finished, what waits is not
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _predict(predictor: UniMRSegPredictor, entry: _Input) -> Tensor | Record:

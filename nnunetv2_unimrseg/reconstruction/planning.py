@@ -14,6 +14,7 @@ from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reading import case_name, named_channels
 from nnunetv2_unimrseg.reconstruction.results import PICTURE_SUFFIX, check_folder
 from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
+from nnunetv2_unimrseg.utils.files import place_problem
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -111,8 +112,7 @@ def plan_cases(
                 _montage(output, name),
             )
         )
-    if not (overwrite or skip_done):
-        raise_for_input(_overwriting(cases))
+    raise_for_input([*_without_place(cases), *([] if overwrite or skip_done else _overwriting(cases))])
     return cases
 
 
@@ -147,6 +147,16 @@ def _repeated_names(cases: Sequence[Sequence[str]], file_ending: str) -> list[st
             problems.append(f"{first[name]} and {files[0]} are two cases of one name, '{name}'. Rename one of them.")
         first.setdefault(name, files[0])
     return problems
+
+
+def _without_place(cases: Sequence[Case]) -> list[str]:
+    return [
+        f"{path} cannot be written: {problem} Remove it, or give another output folder (-o)."
+        for case in cases
+        if case.subsets
+        for path in (*case.targets.values(), case.montage)
+        if (problem := place_problem(path))
+    ]
 
 
 def _overwriting(cases: Sequence[Case]) -> list[str]:

@@ -216,11 +216,15 @@ def _run(
 
     with progress, ThreadPoolExecutor(max(threads[1], 1)) as pool:
         waiting: list[Future] = []
-        for entry in in_background([partial(workshop.prepare, case) for case in cases if case.subsets], threads[0]):
-            progress.set_postfix_str(entry.case.name)
-            waiting.append(pool.submit(workshop.finish, entry, workshop.predict(entry)))
-            while len(waiting) > 2 * threads[1]:
-                collect(waiting.pop(0).result())
-        for future in waiting:
-            collect(future.result())
+        try:
+            for entry in in_background([partial(workshop.prepare, case) for case in cases if case.subsets], threads[0]):
+                progress.set_postfix_str(entry.case.name)
+                waiting.append(pool.submit(workshop.finish, entry, workshop.predict(entry)))
+                while len(waiting) > 2 * threads[1]:
+                    collect(waiting.pop(0).result())
+            for future in waiting:
+                collect(future.result())
+        except BaseException:  # Ctrl-C and a full disk among them: what is begun is finished, what waits is not
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return rows, failures

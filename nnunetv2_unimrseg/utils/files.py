@@ -214,6 +214,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: when the file is absent, is no JSON, or holds something else than an object; names the file.
     """
+    if problem := place_problem(path):  # a device could be read without end
+        raise UserError(f"{path} cannot be read: {problem} Remove it.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from nnunetv2_unimrseg.errors import UserError
 
 T = TypeVar("T")
 
-_MOST_S_TO_END = 60.0
+_MOST_S_TO_END, _MOST_S_TO_DIE = 60.0, 5.0
 
 
 @contextlib.contextmanager
@@ -29,6 +30,7 @@ def children_ignore_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # which lets the signal through again when it is started later
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -43,8 +45,13 @@ def _children_end_with_interrupts() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        for child in set(multiprocessing.active_children()) - before:
+        children = set(multiprocessing.active_children()) - before
+        for child in children:
             child.terminate()
+        for child in children:  # what they were writing can be removed when they have ended
+            child.join(_MOST_S_TO_DIE)
+            if child.is_alive():
+                child.kill()
         raise
 
 
@@ -66,9 +73,14 @@ def interruptible(function: Callable[[], T]) -> T:
             except BaseException as error:
                 outcome.set_exception(error)
 
-    with _children_end_with_interrupts():
-        threading.Thread(target=run, daemon=True).start()
-        return outcome.result()
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        with _children_end_with_interrupts():
+            thread.start()
+            return outcome.result()
+    except KeyboardInterrupt:
+        thread.join(_MOST_S_TO_DIE)  # a pool starts others in place of those that ended, until the function ends too
+        raise
 
 
 def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -84,7 +96,8 @@ def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
         return process.wait()
     except KeyboardInterrupt:
         try:
-            process.wait(_MOST_S_TO_END)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_MOST_S_TO_END)
         finally:
             process.kill()
         raise
