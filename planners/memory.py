@@ -16,7 +16,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import plans_path, read_json
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
+from nnunetv2_unimrseg.nnunet.paths import plans_path, read_json
 from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 
 PLANS_NAME = "nnUNetUniMRSegPlans"

@@ -101,9 +101,9 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
 
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
     from nnunetv2_unimrseg.evaluation.results import read_evaluation
-    from nnunetv2_unimrseg.folders import inherited_value, read_json, read_plans, write_json
-    from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
-    from nnunetv2_unimrseg.versions import versions_of
+    from nnunetv2_unimrseg.nnunet.paths import inherited_value, read_json, read_plans, write_json
+    from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16
+    from nnunetv2_unimrseg.utils.versions import versions_of
 
     torch.set_num_threads(threads)
     last = run.chain[-1]

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nnunetv2_unimrseg.folders import nnunet_folder
+from nnunetv2_unimrseg.nnunet.paths import nnunet_folder
 
 NUMBER, NAME = 990, "Dataset990_UniMRSegPhantom"
 PLANS, CONFIGURATION = "nnUNetUniMRSegPlans", "3d_fullres"
@@ -80,11 +80,11 @@ def time_predict(args: argparse.Namespace) -> dict[str, float]:
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_unimrseg import predictor as predictor_module
-    from nnunetv2_unimrseg.cases import check_cases
-    from nnunetv2_unimrseg.folders import read_json, read_plans
-    from nnunetv2_unimrseg.networks.build import build_network
-    from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+    from nnunetv2_unimrseg.data.cases import check_cases
+    from nnunetv2_unimrseg.inference import predictor as predictor_module
+    from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+    from nnunetv2_unimrseg.method.networks.build import build_network
+    from nnunetv2_unimrseg.nnunet.paths import read_json, read_plans
 
     raw = nnunet_folder("nnUNet_raw") / NAME
     dataset_json, plans_manager = read_json(raw / "dataset.json"), PlansManager(read_plans(NAME, PLANS))
@@ -133,7 +133,7 @@ def main() -> None:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             os.environ[variable] = str(Path(root) / variable)
             Path(os.environ[variable]).mkdir()
-        from nnunetv2_unimrseg.phantom import write_phantom_dataset
+        from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
         write_phantom_dataset(nnunet_folder("nnUNet_raw") / NAME, args.n, args.n, tuple(args.shape))
         table = [*rows("plan", time_plan(args)), *rows("predict", time_predict(args))]

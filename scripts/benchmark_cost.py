@@ -267,7 +267,7 @@ def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list
     """Return what the JSON file holds."""
     import torch
 
-    from nnunetv2_unimrseg.versions import versions_of
+    from nnunetv2_unimrseg.utils.versions import versions_of
 
     entries = plans.entries
     return {
@@ -293,7 +293,7 @@ def planned(args: argparse.Namespace) -> tuple[str, Plans]:
     Raises:
         UserError: when the dataset, the plans or the configuration are not there.
     """
-    from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder, read_configuration, read_json
+    from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder, read_configuration, read_json
 
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
     plans, _ = read_configuration(dataset, args.p, args.c)

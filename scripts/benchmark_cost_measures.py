@@ -104,7 +104,7 @@ class Contender:
     def passes(self, plans: Plans) -> float:
         """Return the forward-backward passes over a patch that a training step costs, on average."""
         from nnunetv2_unimrseg.config import UniMRSegConfig
-        from nnunetv2_unimrseg.views import passes_per_sample
+        from nnunetv2_unimrseg.method.step_cost import passes_per_sample
 
         batch_size = plans.entries["batch_size"]
         if self.section is None:
@@ -143,8 +143,8 @@ def make_trainer(plans: Plans, contender: Contender, device: str) -> Any:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    from nnunetv2_unimrseg.nnunet.trained_model import findable_trainers
     from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-    from nnunetv2_unimrseg.trained_model import findable_trainers
 
     trainer_class = nnUNetTrainer
     with contextlib.redirect_stdout(io.StringIO()):
@@ -273,7 +273,7 @@ def prediction_networks(plans: Plans) -> dict[str, Any]:
     """Return stock nnU-Net's network and stage 3's as prediction has them: one resolution, evaluation mode."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunetv2_unimrseg.networks.build import build_network
+    from nnunetv2_unimrseg.method.networks.build import build_network
 
     plans_manager, manager = plans.managers()
     heads = plans_manager.get_label_manager(plans.dataset_json).num_segmentation_heads

@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nnunetv2_unimrseg.discovery import VARIABLE, extended
-from nnunetv2_unimrseg.folders import read_json
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 

@@ -13,7 +13,7 @@ from benchmark_training import Run, planned_passes
 from nnunetv2_unimrseg.cli.model_arguments import device_of
 from nnunetv2_unimrseg.cli.train import FOLDS, check_preprocessed
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import (
+from nnunetv2_unimrseg.nnunet.paths import (
     find_dataset,
     inherited_value,
     nnunet_folder,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from benchmark_statistics import COMPLETE, INCOMPLETE, Benchmark, differences, over_patients
 
-from nnunetv2_unimrseg.comparison.plots import COLOURS, MARKERS
-from nnunetv2_unimrseg.comparison.tables import PERCENT
+from nnunetv2_unimrseg.reports.comparison_plots import COLOURS, MARKERS
+from nnunetv2_unimrseg.reports.comparison_tables import PERCENT
 from nnunetv2_unimrseg.reports.plots import plain
 
 if TYPE_CHECKING:

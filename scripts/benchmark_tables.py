@@ -36,8 +36,8 @@ from benchmark_variants import (
     without,
 )
 
-from nnunetv2_unimrseg.comparison.tables import PERCENT, points
 from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.reports.comparison_tables import PERCENT, points
 from nnunetv2_unimrseg.reports.tables import AVAILABLE, MISSING, NOTHING, markdown_escaped
 
 NO_DIFFERENCE = "no difference shown"

@@ -24,8 +24,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.method.networks.build import build_network
 
 PREDICTED, REFUSED, FAILED = "predicted", "refused", "failed"
 LONGEST_PROBLEM = 600

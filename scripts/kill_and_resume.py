@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_unimrseg.phantom import write_phantom_dataset
+from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 from nnunetv2_unimrseg.stages import STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.files import file_problem
 

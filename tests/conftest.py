@@ -87,7 +87,7 @@ class Workspace:
 
 def make_planned_workspace(root: Path) -> Workspace:
     """Write the phantom, plan it for a tiny network and set one epoch of two steps for each stage."""
-    from nnunetv2_unimrseg.phantom import write_phantom_dataset
+    from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
     workspace = Workspace(root)
     for folder in (workspace.raw, workspace.preprocessed, workspace.results):

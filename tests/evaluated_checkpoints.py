@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 from test_trainer_steps import batch, folders  # noqa: F401
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
-from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.stored_evaluation import (
+from nnunetv2_unimrseg.evaluation.checkpoint_store import (
     FoldEvaluations,
     read_stored_evaluations,
     store_evaluation,
     weights_sha256,
 )
+from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 
 
 def network(seed: int = 0) -> torch.nn.Module:

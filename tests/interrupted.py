@@ -32,7 +32,7 @@ if where == "network":
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     nnUNetPredictor.predict_logits_from_preprocessed_data = slow
 elif where == "reading":
-    from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor
+    from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor
     UniMRSegPreprocessor.run_case = slow
 elif where == "writing":
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO

@@ -6,7 +6,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 
 KINDS = {"plain": PlainConvUNet, "residual": ResidualEncoderUNet}
 

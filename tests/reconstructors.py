@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from nnunetv2_unimrseg.reconstruction import model
+from nnunetv2_unimrseg.inference import reconstructor as model
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 SAME_SPACING = (2.0, 3.0, 2.5)

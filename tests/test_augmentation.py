@@ -11,14 +11,14 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_unimrseg.augmentation import (
+from nnunetv2_unimrseg.config import Stage1Config, SubsetSamplingConfig
+from nnunetv2_unimrseg.method.augmentation import (
     Corruption,
     ModalityCorruptionTransform,
     SubsetDeck,
     draw_corruption,
     draw_subsets,
 )
-from nnunetv2_unimrseg.config import Stage1Config, SubsetSamplingConfig
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from nnunetv2_unimrseg.background import in_background
+from nnunetv2_unimrseg.utils.background import in_background
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3, 9])

@@ -24,10 +24,10 @@ from benchmark_variants import (
     Variant,
 )
 
-from nnunetv2_unimrseg.augmentation import draw_subsets
 from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.method.augmentation import draw_subsets
+from nnunetv2_unimrseg.method.step_cost import passes_per_sample
 from nnunetv2_unimrseg.stages import STAGES
-from nnunetv2_unimrseg.views import passes_per_sample
 
 
 def options(**changed: object) -> argparse.Namespace:

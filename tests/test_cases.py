@@ -14,8 +14,8 @@ import tiny
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
-from nnunetv2_unimrseg import cases
-from nnunetv2_unimrseg.cases import check_cases, find_cases, print_report, report_of, write_report
+from nnunetv2_unimrseg.data import cases
+from nnunetv2_unimrseg.data.cases import check_cases, find_cases, print_report, report_of, write_report
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
 

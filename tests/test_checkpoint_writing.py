@@ -21,10 +21,10 @@ from torch.multiprocessing import ProcessRaisedException
 from nnunetv2_unimrseg.cli import train
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet import training_process
+from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
-from nnunetv2_unimrseg.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.utils.files import file_problem
 
 EMPTY, HALF, NO_ARCHIVE, OTHER = b"", "half", b"not a checkpoint", "other"

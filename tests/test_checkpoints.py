@@ -11,10 +11,10 @@ import tiny
 import torch
 from networks import stock_unet, unet
 
-from nnunetv2_unimrseg.checkpoints import plans_differences, read_checkpoint, take_weights
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.nnunet.checkpoints import plans_differences, read_checkpoint, take_weights
+from nnunetv2_unimrseg.nnunet.trained_model import check_trained_model
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-from nnunetv2_unimrseg.trained_model import check_trained_model
 
 CONFIGURATION = "3d_fullres"
 

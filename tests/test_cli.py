@@ -16,8 +16,8 @@ from nnunetv2_unimrseg.cli.configure import changed
 from nnunetv2_unimrseg.cli.main import COMMANDS, main
 from nnunetv2_unimrseg.cli.train import needed_stages
 from nnunetv2_unimrseg.config import Stage1Config, UniMRSegConfig
-from nnunetv2_unimrseg.discovery import extension_folder
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.nnunet.discovery import extension_folder
 from nnunetv2_unimrseg.nnunet.training_process import CODE
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 

@@ -292,7 +292,7 @@ def test_a_comparison_that_cannot_be_written_leaves_the_one_before(folders, tmp_
     out = tmp_path / "out"
     compare(folders[:2], output=out, **FAST)
     before = {name: (out / name).read_bytes() for name in FILES}
-    monkeypatch.setattr("nnunetv2_unimrseg.comparison.plots.differences", _no_space)
+    monkeypatch.setattr("nnunetv2_unimrseg.reports.comparison_plots.differences", _no_space)
     with pytest.raises(UserError, match="No space left"):
         compare(folders, output=out, **FAST)
     assert {name: (out / name).read_bytes() for name in FILES} == before

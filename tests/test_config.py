@@ -8,7 +8,7 @@ import pytest
 
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.views import passes_per_sample
+from nnunetv2_unimrseg.method.step_cost import passes_per_sample
 
 
 @pytest.mark.parametrize("num_modalities", [2, 3, 4, 6])

@@ -15,9 +15,9 @@ from evaluations import made_up
 from matplotlib.colors import to_rgb
 from report_phantom import phantom_evaluation
 
+from nnunetv2_unimrseg.data.phantom import LABELS, MODALITIES, write_phantom_dataset
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.store import write_evaluation
-from nnunetv2_unimrseg.phantom import LABELS, MODALITIES, write_phantom_dataset
 
 COMPLETE = "FLAIR+T1+T1ce+T2"
 

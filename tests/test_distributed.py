@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from training_steps import labels, stub
 
 from nnunetv2_unimrseg.config import Stage3Config
-from nnunetv2_unimrseg.distributed import gather_with_gradient
-from nnunetv2_unimrseg.losses import nt_xent
+from nnunetv2_unimrseg.method.losses import nt_xent
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
+from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
 PATIENTS = torch.tensor([0, 1, 1, 2, 3])
 SPLIT = (slice(0, 3), slice(3, 5))

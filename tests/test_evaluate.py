@@ -15,16 +15,16 @@ import torch
 import trained
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.background import in_background
 from nnunetv2_unimrseg.cli.main import main
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, read_absent_files
+from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation import engine, preparation
+from nnunetv2_unimrseg.evaluation.checkpoint_store import KEY
 from nnunetv2_unimrseg.evaluation.evaluate import evaluate
-from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
-from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor, read_absent_files
-from nnunetv2_unimrseg.stored_evaluation import KEY
+from nnunetv2_unimrseg.utils.background import in_background
 
 QUICK = {"device": "cpu", "use_mirroring": False, "report": False, "store": False, "show_progress": False}
 INLINE = {"num_threads_preprocessing": 0, "num_threads_scoring": 0}

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from nnunetv2_unimrseg.evaluation.checkpoint_store import StoredEvaluation
+from nnunetv2_unimrseg.evaluation.expected_dice import expected_of_subset
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL, by_subset
-from nnunetv2_unimrseg.expected_dice import expected_of_subset
-from nnunetv2_unimrseg.stored_evaluation import StoredEvaluation
 
 
 def stored(scores: dict[str, dict[str, list[float]]], modalities=("A", "B")) -> StoredEvaluation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import RAW, VARIABLES, find_dataset, require_folders
+from nnunetv2_unimrseg.nnunet.paths import RAW, VARIABLES, find_dataset, require_folders
 
 PREPROCESSED = "nnUNet_preprocessed"
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, device_option, without_autocast
+from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, device_option, without_autocast
 
 
 @pytest.mark.parametrize(

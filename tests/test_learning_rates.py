@@ -14,11 +14,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.method.step_cost import passes_per_sample
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
-from nnunetv2_unimrseg.views import passes_per_sample
 
 TRAINERS = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from nnunetv2_unimrseg.losses import (
+from nnunetv2_unimrseg.method.losses import (
     multi_stage_nt_xent,
     nt_xent,
     prediction_consistency,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from nnunetv2_unimrseg import losses
-from nnunetv2_unimrseg.losses import (
+from nnunetv2_unimrseg.method import losses
+from nnunetv2_unimrseg.method.losses import (
     Float32Loss,
     NegativesMemory,
     feature_consistency,

@@ -15,8 +15,8 @@ from torch import nn
 
 from nnunetv2_unimrseg.config import Stage3Config
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet, zero_missing
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, zero_missing
 
 SHAPES = [("plain", 3, False), ("plain", 3, True), ("residual", 3, False), ("plain", 2, False), ("residual", 2, True)]
 shapes = pytest.mark.parametrize(("kind", "dims", "anisotropic"), SHAPES)

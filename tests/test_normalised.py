@@ -9,11 +9,11 @@ import pytest
 import tiny
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.cases import check_cases
 from nnunetv2_unimrseg.data import normalised
+from nnunetv2_unimrseg.data.cases import check_cases
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, preprocessing_problems, read_absent_files
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor, preprocessing_problems, read_absent_files
 
 LOWEST = np.finfo(np.float32).min
 MODALITIES = Modalities(tiny.NAMES)

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import SECTIONS, Workspace
 
-from nnunetv2_unimrseg.phantom import write_phantom_dataset
+from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
 pytestmark = pytest.mark.integration
 

@@ -15,7 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 import nnunetv2_unimrseg
 from nnunetv2_unimrseg.cli.env import LINES, environment_line
-from nnunetv2_unimrseg.discovery import extended, extension_folder
+from nnunetv2_unimrseg.nnunet.discovery import extended, extension_folder
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 ROOT = Path(__file__).parents[1]

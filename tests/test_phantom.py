@@ -8,7 +8,7 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from nnunetv2_unimrseg import phantom
+from nnunetv2_unimrseg.data import phantom
 from nnunetv2_unimrseg.errors import UserError
 
 SMALL, USUAL = (24, 24, 24), (40, 48, 40)

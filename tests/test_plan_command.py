@@ -12,9 +12,9 @@ import trained
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.cli.plan import configurations_to_preprocess
+from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.phantom import write_phantom_dataset
 
 DATASET = "Dataset007_Tiny"
 PLANS = {

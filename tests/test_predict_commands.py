@@ -204,7 +204,7 @@ def test_arrays_by_modality_name(workspace, mixed, tmp_path):
     code = """
 import sys, numpy as np, torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 predictor = UniMRSegPredictor(device=torch.device("cpu"), allow_tqdm=False)
 predictor.initialize_from_trained_model_folder(sys.argv[1], 0)
 image, properties = SimpleITKIO().read_images(sys.argv[3:])

@@ -16,18 +16,18 @@ from report_browser import PHONE, browser, requested
 from test_expected_dice import LOWER, stored
 from test_predictor_files import SEQUENTIAL, make_predictor, tiny_network
 
-from nnunetv2_unimrseg import case_remarks
-from nnunetv2_unimrseg.case_remarks import expected_of_case, remarks
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.checkpoint_store import store_evaluation, weights_sha256
+from nnunetv2_unimrseg.evaluation.expected_dice import EvaluatedModel, expected_dice
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.expected_dice import EvaluatedModel, expected_dice
-from nnunetv2_unimrseg.hardware import device_option
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.prediction_report import evaluated_model, write_prediction_report
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
-from nnunetv2_unimrseg.stored_evaluation import store_evaluation, weights_sha256
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.reports import case_remarks
+from nnunetv2_unimrseg.reports.case_remarks import expected_of_case, remarks
+from nnunetv2_unimrseg.reports.prediction import evaluated_model, write_prediction_report
+from nnunetv2_unimrseg.utils.hardware import device_option
 
 LABELS = ("whole", "core")
 NOTHING_ELSE = ("-npp", "0", "-nps", "0", "-device", "cpu", "--disable_progress_bar", "--disable_tta")

@@ -12,11 +12,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from test_predictor_files import make_predictor
 
-from nnunetv2_unimrseg.cases import write_report
+from nnunetv2_unimrseg.data.cases import write_report
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.arrays import scatter
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
 
 BRAIN = Modalities(("FLAIR", "T1", "T1ce", "T2"))
 IMAGE = np.arange(4 * 2 * 3 * 3, dtype=np.float32).reshape(4, 2, 3, 3) + 1

@@ -15,13 +15,13 @@ import tiny
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.discovery import VARIABLE
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, read_absent_files
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
-from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor, read_absent_files
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE
+from nnunetv2_unimrseg.nnunet.trained_model import check_trained_model, findable_trainers
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-from nnunetv2_unimrseg.trained_model import check_trained_model, findable_trainers
 
 SEQUENTIAL = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
 

@@ -10,13 +10,13 @@ import tiny
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_unimrseg.data.whole_image import nifti_problem
-from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.preprocessing import (
+from nnunetv2_unimrseg.data.preprocessing import (
     UniMRSegConfigurationManager,
     UniMRSegPreprocessor,
     read_absent_files,
 )
+from nnunetv2_unimrseg.data.whole_image import nifti_problem
+from nnunetv2_unimrseg.errors import UserError
 
 
 class Case:

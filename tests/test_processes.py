@@ -263,7 +263,7 @@ def test_ctrl_c_ends_reconstruct(tmp_path):
 @pytest.mark.integration
 @pytest.mark.parametrize("slow", ["fingerprint", "preprocessing"])
 def test_ctrl_c_ends_plan(tmp_path, slow):
-    from nnunetv2_unimrseg.phantom import write_phantom_dataset
+    from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
     places = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
     write_phantom_dataset(tmp_path / "raw" / "Dataset901_UniMRSegPhantom", 3, 0, shape=(24, 24, 24))

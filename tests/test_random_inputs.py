@@ -15,9 +15,9 @@ from fuzz_inputs import kind_of
 from fuzz_inputs_cases import BAD, EVERY_VARIATION, GOOD, VARIATIONS, make_case
 from fuzz_inputs_check import FAILED, outcome_of, predictor_of
 
+from nnunetv2_unimrseg.data.reading import reason_of
 from nnunetv2_unimrseg.data.whole_image import image_problem
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.reading import reason_of
 
 SEED, NUMBERS = 0, range(100)
 

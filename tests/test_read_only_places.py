@@ -13,9 +13,9 @@ import trained
 from full_disk import check_whole, files_in, read_only
 
 from nnunetv2_unimrseg.cli.main import main
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.evaluation.checkpoint_store import KEY
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.reconstruction.measure import CACHE_NAME
-from nnunetv2_unimrseg.stored_evaluation import KEY
 
 QUICK = ("-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar", "--disable_tta")
 EVALUATE = ("--subsets", "complete", "T1", "--no_report")

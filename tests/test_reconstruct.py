@@ -14,8 +14,8 @@ from reconstructors import QUIET, write_model
 from skimage.metrics import structural_similarity
 
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns
 from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct
-from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
 
 ROTATED = (0, -1, 0, 1, 0, 0, 0, 0, 1)
 T1 = 2

@@ -12,8 +12,8 @@ from reconstructors import write_model
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
 from nnunetv2_unimrseg.reconstruction import work
-from nnunetv2_unimrseg.reconstruction.model import Reconstructor
 
 
 @pytest.fixture

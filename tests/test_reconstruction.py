@@ -8,8 +8,8 @@ import matplotlib.image
 import pytest
 import torch
 
+from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.reconstruction.scores import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 from nnunetv2_unimrseg.trainers.reconstruction import write_reconstruction_figure
 

@@ -12,7 +12,7 @@ from evaluations import made_up
 from PIL import Image
 from report_phantom import phantom_evaluation
 
-from nnunetv2_unimrseg.phantom import MODALITIES
+from nnunetv2_unimrseg.data.phantom import MODALITIES
 from nnunetv2_unimrseg.reports.case_images import (
     CaseImages,
     background_modality,

@@ -24,16 +24,16 @@ from evaluated_checkpoints import (
 )
 from test_trainer_steps import batch, folders  # noqa: F401
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.hardware import device_option
-from nnunetv2_unimrseg.stored_evaluation import (
+from nnunetv2_unimrseg.evaluation.checkpoint_store import (
     KEY,
     FoldEvaluations,
     pooled,
     store_evaluation,
     weights_sha256,
 )
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.utils.hardware import device_option
 
 
 @pytest.fixture

@@ -19,9 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from test_trainer_steps import batch, folders  # noqa: F401
 from test_trainer_steps import make as make_trainer
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.stored_evaluation import (
+from nnunetv2_unimrseg.evaluation.checkpoint_store import (
     KEY,
     FoldEvaluations,
     StoredEvaluation,
@@ -29,7 +27,9 @@ from nnunetv2_unimrseg.stored_evaluation import (
     store_evaluation,
     weights_sha256,
 )
-from nnunetv2_unimrseg.trained_model import findable_trainers
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.nnunet.trained_model import findable_trainers
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 
 

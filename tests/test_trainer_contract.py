@@ -191,7 +191,7 @@ stock = (nnUNetTrainer, nnUNetPredictor, DefaultPreprocessor, plans_handler.Conf
          plans_handler.PlansManager, plans_handler, find_objects)
 before, environment = [dict(vars(entry)) for entry in stock], dict(os.environ)
 from nnunetv2_unimrseg.nnunet_ext import unimrseg_trainers
-from nnunetv2_unimrseg import predictor
+from nnunetv2_unimrseg.inference import predictor
 for name in unimrseg_trainers.__all__:
     manager = plans_handler.PlansManager(tiny.plans())
     build = getattr(unimrseg_trainers, name).build_network_architecture

@@ -11,9 +11,9 @@ import tiny
 import torch
 from torch import nn
 
-from nnunetv2_unimrseg.augmentation import draw_corruption
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.losses import feature_consistency, nt_xent, prediction_consistency, reconstruction_loss
+from nnunetv2_unimrseg.method.augmentation import draw_corruption
+from nnunetv2_unimrseg.method.losses import feature_consistency, nt_xent, prediction_consistency, reconstruction_loss
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer

@@ -8,10 +8,10 @@ import torch
 from networks import images, unet
 
 from nnunetv2_unimrseg.config import ModalityDropoutConfig, Stage1Config, Stage2Config, Stage3Config
+from nnunetv2_unimrseg.method.step_cost import incomplete_views, passes_per_sample
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
-from nnunetv2_unimrseg.views import incomplete_views, passes_per_sample
 
 pytestmark = pytest.mark.usefixtures("folders")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_unimrseg.networks import adapter as adapter_module
-from nnunetv2_unimrseg.networks.adapter import WindowAttention
+from nnunetv2_unimrseg.method.networks import adapter as adapter_module
+from nnunetv2_unimrseg.method.networks.adapter import WindowAttention
 
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (5, 8, 3), (6, 7), (16, 16)])

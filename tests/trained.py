@@ -13,7 +13,7 @@ from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.networks.build import build_network
+from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 DATASET = "Dataset998_Tiny"

@@ -19,21 +19,21 @@ from torch import Tensor
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint, take_weights
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.data.preprocessed_cases import check_preprocessed_cases
+from nnunetv2_unimrseg.data.preprocessing import read_absent_files
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import dataset_id
-from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16, without_autocast
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, take_weights
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
-from nnunetv2_unimrseg.preprocessing import read_absent_files
+from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
 from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, take_up
 from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
+from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, without_autocast
 from nnunetv2_unimrseg.utils.processes import children_ignore_interrupts
 
 GRADIENT_NORM_LIMIT = 12

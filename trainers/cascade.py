@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import dataset_id, result_folder
+from nnunetv2_unimrseg.nnunet.paths import dataset_id, result_folder
 from nnunetv2_unimrseg.stages import STAGES, TRAINER_OF_SECTION
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nnunetv2_unimrseg.augmentation import draw_subsets
+from nnunetv2_unimrseg.method.augmentation import draw_subsets
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError, counted, in_one_line, listed
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.utils.files import has_zip_directory
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_unimrseg.augmentation import SubsetDeck
-from nnunetv2_unimrseg.losses import Float32Loss
+from nnunetv2_unimrseg.method.augmentation import SubsetDeck
+from nnunetv2_unimrseg.method.losses import Float32Loss
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 

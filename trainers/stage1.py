@@ -14,14 +14,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_unimrseg.augmentation import draw_corruption
+from nnunetv2_unimrseg.data.preprocessing import read_absent_files
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.losses import reconstruction_loss, ssim
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet, zero_missing
-from nnunetv2_unimrseg.preprocessing import read_absent_files
-from nnunetv2_unimrseg.reconstruction.model import Reconstructor
-from nnunetv2_unimrseg.reconstruction.scores import missing_patterns, reconstruction_scores, summarise
+from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
+from nnunetv2_unimrseg.method.augmentation import draw_corruption
+from nnunetv2_unimrseg.method.losses import reconstruction_loss, ssim
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, zero_missing
+from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 from nnunetv2_unimrseg.trainers.reconstruction import write_reconstruction_figure

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nnunetv2_unimrseg.augmentation import draw_subsets
-from nnunetv2_unimrseg.distributed import gather_with_gradient
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.losses import NegativesMemory, multi_stage_nt_xent
+from nnunetv2_unimrseg.method.augmentation import draw_subsets
+from nnunetv2_unimrseg.method.losses import NegativesMemory, multi_stage_nt_xent
+from nnunetv2_unimrseg.method.step_cost import complete_epochs
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
-from nnunetv2_unimrseg.views import complete_epochs
+from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
 
 class UniMRSegStage2Trainer(SegmentationTrainer):

@@ -8,15 +8,15 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_unimrseg.augmentation import SubsetDeck
-from nnunetv2_unimrseg.losses import feature_consistency, prediction_consistency
+from nnunetv2_unimrseg.data.preprocessing import read_absent_files
+from nnunetv2_unimrseg.method.augmentation import SubsetDeck
+from nnunetv2_unimrseg.method.losses import feature_consistency, prediction_consistency
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.method.step_cost import incomplete_views
 from nnunetv2_unimrseg.modalities import incomplete_subsets
-from nnunetv2_unimrseg.networks.build import build_network
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
-from nnunetv2_unimrseg.preprocessing import read_absent_files
 from nnunetv2_unimrseg.trainers.base import LR_FACTOR
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
-from nnunetv2_unimrseg.views import incomplete_views
 
 
 def full_resolution(logits: Tensor | list[Tensor]) -> Tensor:

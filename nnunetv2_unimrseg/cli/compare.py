@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: for whatever the user can mend; then nothing was written.
     """
     from nnunetv2_unimrseg.comparison.compare import compare
-    from nnunetv2_unimrseg.comparison.tables import comparison_table
+    from nnunetv2_unimrseg.reports.comparison_tables import comparison_table
     from nnunetv2_unimrseg.reports.tables import as_text
 
     comparison = compare(

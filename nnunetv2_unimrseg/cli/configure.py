@@ -18,7 +18,7 @@ from typing import Any
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig, allowed_range
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import (
+from nnunetv2_unimrseg.nnunet.paths import (
     find_dataset,
     inherited_value,
     plans_path,
@@ -82,7 +82,7 @@ def _put(configuration: dict[str, Any], settings: dict[str, Any]) -> None:
 def _readable(dataset: str, args: argparse.Namespace) -> tuple[dict[str, Any], object]:
     if args.set or args.unset:
         # wrong values that are in the plans already may be what the user is about to mend
-        from nnunetv2_unimrseg.folders import read_plans
+        from nnunetv2_unimrseg.nnunet.paths import read_plans
 
         plans = read_plans(dataset, args.p)
         UniMRSegConfig.from_plans(_without_settings(plans), args.c)

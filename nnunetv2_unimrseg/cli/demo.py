@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the dataset and print the commands to run next."""
     folder = phantom_folder(args.d)
 
-    from nnunetv2_unimrseg.phantom import write_phantom_dataset
+    from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
     write_phantom_dataset(folder, args.n, args.unseen, args.shape, seed=args.seed)
     print(f"Wrote {args.n} training and {args.unseen} unseen patients to {folder}.")
@@ -53,7 +53,7 @@ def phantom_folder(number: int) -> Path:
     Raises:
         UserError: when nnUNet_raw is not set, the number is not between 1 and 999, or another dataset has it.
     """
-    from nnunetv2_unimrseg.folders import VARIABLES, nnunet_folder
+    from nnunetv2_unimrseg.nnunet.paths import VARIABLES, nnunet_folder
 
     raw = nnunet_folder("nnUNet_raw")
     if not 1 <= number <= 999:

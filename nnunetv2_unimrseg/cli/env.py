@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from nnunetv2_unimrseg.discovery import VARIABLE, extension_folder
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extension_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from nnunetv2_unimrseg.cli.model_arguments import (
     model_folder,
 )
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
-from nnunetv2_unimrseg.folders import fold_name
+from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 FAILED_CASES_EXIT_CODE = 1

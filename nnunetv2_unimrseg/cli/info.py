@@ -13,12 +13,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.discovery import VARIABLE
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import VARIABLES, find_dataset, fold_name, read_configuration, result_folder
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE
+from nnunetv2_unimrseg.nnunet.paths import VARIABLES, find_dataset, fold_name, read_configuration, result_folder
+from nnunetv2_unimrseg.nnunet.training_state import training_state
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-from nnunetv2_unimrseg.training_state import training_state
-from nnunetv2_unimrseg.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import versions_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 def _devices() -> dict[str, bool]:
     import torch
 
-    from nnunetv2_unimrseg.hardware import cpu_has_native_bfloat16
+    from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16
 
     return {"cuda": torch.cuda.is_available(), "cpu_native_bfloat16": cpu_has_native_bfloat16()}
 
@@ -85,7 +85,7 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
     plans, config = read_configuration(dataset, args.p, args.c)
     from nnunetv2_unimrseg.config import PLANS_KEY
-    from nnunetv2_unimrseg.folders import inherited_value
+    from nnunetv2_unimrseg.nnunet.paths import inherited_value
 
     trained = {}
     if os.environ.get("nnUNet_results"):  # noqa: SIM112 (nnU-Net's name)

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import find_dataset, result_folder
+from nnunetv2_unimrseg.nnunet.paths import find_dataset, result_folder
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ from typing import Any
 
 from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
 from nnunetv2_unimrseg.errors import UserError, nearest
-from nnunetv2_unimrseg.folders import (
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.paths import (
     dataset_id,
     find_dataset,
     inherited_value,
@@ -25,8 +26,7 @@ from nnunetv2_unimrseg.folders import (
     read_plans,
     require_folders,
 )
-from nnunetv2_unimrseg.hardware import device_option
-from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.utils.hardware import device_option
 from nnunetv2_unimrseg.utils.processes import interruptible
 
 PLANNED_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")

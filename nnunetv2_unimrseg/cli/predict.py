@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 
-from nnunetv2_unimrseg.cases import check_input_folder
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
     device_of,
     model_folder,
 )
+from nnunetv2_unimrseg.data.cases import check_input_folder
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import fold_name
+from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
     check_input_folder(args.i)
     device = device_of(args.device)
 
-    from nnunetv2_unimrseg.prediction_report import report_when_predicting
-    from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+    from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+    from nnunetv2_unimrseg.reports.prediction import report_when_predicting
 
     predictor = UniMRSegPredictor(
         tile_step_size=args.step_size,

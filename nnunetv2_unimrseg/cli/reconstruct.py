@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nnunetv2_unimrseg.cases import check_input_folder
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
     device_of,
     model_folder,
 )
-from nnunetv2_unimrseg.folders import fold_name
+from nnunetv2_unimrseg.data.cases import check_input_folder
+from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 FAILED_CASES_EXIT_CODE = 1

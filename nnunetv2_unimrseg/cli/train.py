@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
-from nnunetv2_unimrseg.discovery import VARIABLE, extended
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import (
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.nnunet.paths import (
     VARIABLES,
     dataset_id,
     find_dataset,
@@ -26,10 +27,9 @@ from nnunetv2_unimrseg.folders import (
     require_folders,
     result_folder,
 )
-from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.training_process import CODE, USER_ERROR_EXIT_CODE
+from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
-from nnunetv2_unimrseg.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.utils.processes import run_child
 
 FOLDS = 5

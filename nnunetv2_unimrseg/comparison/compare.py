@@ -60,7 +60,7 @@ def compare(
     """
     _check_settings(confidence, resamples, seed)
     if output is not None:
-        from nnunetv2_unimrseg.comparison.outputs import check_output
+        from nnunetv2_unimrseg.reports.comparison import check_output
 
         check_output(Path(output), overwrite=overwrite)
     read = _read(evaluations)
@@ -84,7 +84,7 @@ def compare(
         notices=(*matched.notices, *undefined_scores(matched), *_too_few(matched)),
     )
     if output is not None:
-        from nnunetv2_unimrseg.comparison.outputs import write_comparison
+        from nnunetv2_unimrseg.reports.comparison import write_comparison
 
         write_comparison(comparison, Path(output))
     return comparison

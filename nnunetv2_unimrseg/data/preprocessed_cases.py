@@ -15,12 +15,12 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.background import map_in_threads
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.normalised import value_problem
 from nnunetv2_unimrseg.data.training_cases import MOST_NAMED_PROBLEMS
 from nnunetv2_unimrseg.errors import UserError, counted, in_one_line, listed
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.utils.background import map_in_threads
 from nnunetv2_unimrseg.utils.files import read_json, write_json
 
 NOTE_NAME = "unimrseg_checked_{folder}.json"

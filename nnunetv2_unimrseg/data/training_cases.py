@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.background import map_in_threads
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
-from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
-from nnunetv2_unimrseg.errors import UserError, counted, listed
-from nnunetv2_unimrseg.modalities import Modalities, check_channels
-from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.reading import (
+from nnunetv2_unimrseg.data.reading import (
     RawCase,
     check_intensities,
     named_channels,
@@ -28,6 +23,11 @@ from nnunetv2_unimrseg.reading import (
     read_label,
     split_name,
 )
+from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
+from nnunetv2_unimrseg.errors import UserError, counted, listed
+from nnunetv2_unimrseg.modalities import Modalities, check_channels
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.utils.background import map_in_threads
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter

@@ -20,15 +20,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.background import map_in_threads
-from nnunetv2_unimrseg.cases import find_cases
+from nnunetv2_unimrseg.data.cases import find_cases
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
+from nnunetv2_unimrseg.data.reading import assign_channels, case_name, read_label
 from nnunetv2_unimrseg.data.scan_folder import scan_folder, why_unusable
 from nnunetv2_unimrseg.errors import UserError, counted, listed
-from nnunetv2_unimrseg.folders import find_dataset, nnunet_folder
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.reading import assign_channels, case_name, read_label
+from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder
+from nnunetv2_unimrseg.utils.background import map_in_threads
 
 MOST_NAMED_PROBLEMS = 20
 

@@ -17,19 +17,19 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.background import in_background
+from nnunetv2_unimrseg.data.reading import check_intensities, raise_for_case, read_case
+from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.metrics import score_segmentation
-from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
 from nnunetv2_unimrseg.evaluation.results import prediction_path
 from nnunetv2_unimrseg.evaluation.settings import label_values
 from nnunetv2_unimrseg.evaluation.store import Record, read_record, write_record
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Subset
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
-from nnunetv2_unimrseg.reading import check_intensities, raise_for_case, read_case
+from nnunetv2_unimrseg.utils.background import in_background
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, check_label_values, validation_cases
+from nnunetv2_unimrseg.evaluation.checkpoint_store import EXTERNAL, VALIDATION, store_evaluation
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.evaluation.engine import Options, is_pending, predict_and_score
 from nnunetv2_unimrseg.evaluation.results import Evaluation
@@ -19,8 +20,7 @@ from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, Model, open_mode
 from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, remove_report, tidy, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, store_evaluation
-from nnunetv2_unimrseg.trained_model import Fold
+from nnunetv2_unimrseg.nnunet.trained_model import Fold
 from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
 
 Folder = str | os.PathLike

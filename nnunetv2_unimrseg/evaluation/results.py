@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.nnunet.paths import read_json
 
 FORMAT = 1
 LONGEST_FOLDER_NAME = 120

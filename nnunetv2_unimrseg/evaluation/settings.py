@@ -9,19 +9,19 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
+from nnunetv2_unimrseg.evaluation.checkpoint_store import EXTERNAL, VALIDATION, weights_sha256
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.metrics import LabelValue
 from nnunetv2_unimrseg.evaluation.results import FORMAT
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.stored_evaluation import EXTERNAL, VALIDATION, weights_sha256
-from nnunetv2_unimrseg.trained_model import check_trained_model, section_of
-from nnunetv2_unimrseg.versions import versions_of
+from nnunetv2_unimrseg.nnunet.paths import read_json
+from nnunetv2_unimrseg.nnunet.trained_model import check_trained_model, section_of
+from nnunetv2_unimrseg.utils.versions import versions_of
 
 TRAINED_WITH = (
     "training cases of fold 'all', predicted by the very model that was trained with them: too good to be true"

@@ -21,8 +21,8 @@ from nnunetv2_unimrseg.evaluation.results import (
     score_path,
 )
 from nnunetv2_unimrseg.evaluation.summary import figures_of
-from nnunetv2_unimrseg.folders import read_json, write_json, write_text
 from nnunetv2_unimrseg.modalities import Subset
+from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
 from nnunetv2_unimrseg.utils.files import file_problem
 
 STARTED_NAME = "evaluation.json"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_unimrseg.cases import naming_problems
+from nnunetv2_unimrseg.data.cases import naming_problems
+from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.reading import case_name
 from nnunetv2_unimrseg.utils.files import place_problem, write_json
 from nnunetv2_unimrseg.utils.output_folder import check_output_files, check_output_folder
 

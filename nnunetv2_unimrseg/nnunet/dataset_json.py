@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.errors import UserError, counted, listed
-from nnunetv2_unimrseg.folders import read_json
 from nnunetv2_unimrseg.modalities import EXAMPLE, channels_key, check_channels, shown, whole_number
 from nnunetv2_unimrseg.nnunet.labels import check_labels, check_regions_class_order
+from nnunetv2_unimrseg.nnunet.paths import read_json
 
 MOST_NAMED = 40
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.cases import report_of, write_report
+from nnunetv2_unimrseg.data.cases import report_of, write_report
 from nnunetv2_unimrseg.errors import UserError, in_one_line
+from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.reconstruction.montage import Column, write_montage
 from nnunetv2_unimrseg.reconstruction.planning import Case
 from nnunetv2_unimrseg.reconstruction.results import add_scores
-from nnunetv2_unimrseg.reconstruction.scores import FIGURES
 from nnunetv2_unimrseg.reconstruction.work import Output
 
 

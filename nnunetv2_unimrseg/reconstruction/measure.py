@@ -17,9 +17,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import RAW, read_json, write_json
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.paths import RAW, read_json, write_json
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_unimrseg.cases import check_cases, find_cases, raise_for_input
+from nnunetv2_unimrseg.data.cases import check_cases, find_cases, raise_for_input
+from nnunetv2_unimrseg.data.reading import case_name, named_channels
 from nnunetv2_unimrseg.data.whole_image import written_image_problem
+from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.reading import case_name, named_channels
 from nnunetv2_unimrseg.reconstruction.results import PICTURE_SUFFIX, check_folder
-from nnunetv2_unimrseg.reconstruction.scores import missing_patterns
 from nnunetv2_unimrseg.utils.files import place_problem
 
 if TYPE_CHECKING:

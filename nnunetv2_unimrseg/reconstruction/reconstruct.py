@@ -15,19 +15,19 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.background import in_background
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.checkpoint_store import weights_sha256
+from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
+from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES
+from nnunetv2_unimrseg.nnunet.trained_model import Fold
 from nnunetv2_unimrseg.reconstruction.closing import close_case
 from nnunetv2_unimrseg.reconstruction.intensities import check_invertible, normalisers_of
 from nnunetv2_unimrseg.reconstruction.measure import training_intensities
-from nnunetv2_unimrseg.reconstruction.model import Reconstructor
 from nnunetv2_unimrseg.reconstruction.planning import Case, Files, plan_cases
 from nnunetv2_unimrseg.reconstruction.results import open_folder
-from nnunetv2_unimrseg.reconstruction.scores import FIGURES
 from nnunetv2_unimrseg.reconstruction.work import Output, Workshop
 from nnunetv2_unimrseg.reconstruction.writing import check_format
-from nnunetv2_unimrseg.stored_evaluation import weights_sha256
-from nnunetv2_unimrseg.trained_model import Fold
+from nnunetv2_unimrseg.utils.background import in_background
 
 COLUMNS = ("case", "available", "modality", "file", *FIGURES)
 

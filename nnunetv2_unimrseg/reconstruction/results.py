@@ -17,13 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_unimrseg.cases import one_at_a_time
+from nnunetv2_unimrseg.data.cases import one_at_a_time
+from nnunetv2_unimrseg.data.reading import split_name
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import read_json, write_json, write_text
-from nnunetv2_unimrseg.reading import split_name
-from nnunetv2_unimrseg.reconstruction.scores import FIGURES, UNIT
+from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, UNIT
+from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
 from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
-from nnunetv2_unimrseg.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import versions_of
 
 SCORES_NAME, SUMMARY_NAME = "scores.csv", "summary.json"
 PICTURE_SUFFIX = "_reconstruction.png"

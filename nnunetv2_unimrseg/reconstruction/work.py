@@ -12,17 +12,17 @@ import torch
 from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from torch import Tensor
 
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor
+from nnunetv2_unimrseg.data.reading import assign_channels, raise_for_case, read_case
+from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.errors import UserError, in_one_line
-from nnunetv2_unimrseg.evaluation.preparation import preprocess_subsets
+from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
+from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, reconstruction_scores
 from nnunetv2_unimrseg.modalities import Subset
-from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor
-from nnunetv2_unimrseg.reading import assign_channels, raise_for_case, read_case
 from nnunetv2_unimrseg.reconstruction.geometry import crop_box, to_original_grid
 from nnunetv2_unimrseg.reconstruction.intensities import normalisers_of
-from nnunetv2_unimrseg.reconstruction.model import Reconstructor
 from nnunetv2_unimrseg.reconstruction.montage import middle_of_content
 from nnunetv2_unimrseg.reconstruction.planning import Case
-from nnunetv2_unimrseg.reconstruction.scores import FIGURES, reconstruction_scores
 from nnunetv2_unimrseg.reconstruction.writing import description_of, write_image
 
 

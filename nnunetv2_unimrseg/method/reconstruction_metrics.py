@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunetv2_unimrseg.losses import ssim
+from nnunetv2_unimrseg.method.losses import ssim
 from nnunetv2_unimrseg.modalities import Modalities, Subset, incomplete_subsets, leave_one_out
 
 FIGURES = ("L1", "PSNR", "SSIM")

@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.hardware import device_option
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.utils.files import whole_file
+from nnunetv2_unimrseg.utils.hardware import device_option
 
 KEY = "unimrseg_evaluation"
 """Of the checkpoint's dictionary."""

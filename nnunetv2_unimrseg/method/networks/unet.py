@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnunetv2_unimrseg.config import Stage3Config
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.networks.adapter import ReverseAttentionAdapter
+from nnunetv2_unimrseg.method.networks.adapter import ReverseAttentionAdapter
 
 
 def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:

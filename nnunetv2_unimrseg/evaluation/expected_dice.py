@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunetv2_unimrseg.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
-from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.stored_evaluation import (
+from nnunetv2_unimrseg.evaluation.checkpoint_store import (
     StoredEvaluation,
     evaluate_command,
     pooled,
     read_stored_evaluations,
 )
-from nnunetv2_unimrseg.trained_model import Fold, check_trained_model
+from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
+from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
+from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model
 
 LARGE_DROP = 0.10
 LOW_DICE = 0.50

@@ -11,11 +11,11 @@ from typing import Any
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.checkpoints import adapter_differences, plans_differences, read_checkpoint
-from nnunetv2_unimrseg.discovery import VARIABLE, extended
 from nnunetv2_unimrseg.errors import UserError, nearest
-from nnunetv2_unimrseg.folders import read_json
+from nnunetv2_unimrseg.nnunet.checkpoints import adapter_differences, plans_differences, read_checkpoint
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 Fold = int | str

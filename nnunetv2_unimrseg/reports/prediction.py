@@ -21,25 +21,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
-from nnunetv2_unimrseg.cases import REPORT_NAME as MODALITIES_NAME
-from nnunetv2_unimrseg.cases import one_at_a_time, print_report
+from nnunetv2_unimrseg.data.cases import REPORT_NAME as MODALITIES_NAME
+from nnunetv2_unimrseg.data.cases import one_at_a_time, print_report
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.checkpoint_store import VALIDATION
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS, FAILURE_DICE
-from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.expected_dice import (
+from nnunetv2_unimrseg.evaluation.expected_dice import (
     FREQUENT_FAILURE,
     LARGE_DROP,
     LOW_DICE,
     EvaluatedModel,
     read_evaluated_model,
 )
-from nnunetv2_unimrseg.folders import read_json, write_json, write_text
-from nnunetv2_unimrseg.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
+from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model
+from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
 from nnunetv2_unimrseg.reports.html import render
-from nnunetv2_unimrseg.stored_evaluation import VALIDATION
-from nnunetv2_unimrseg.trained_model import Fold, check_trained_model
-from nnunetv2_unimrseg.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import versions_of
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 FORMAT = 1

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from nnunetv2_unimrseg.evaluation.expected_dice import EvaluatedModel, expected_of_subset, weaknesses
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL, records
-from nnunetv2_unimrseg.expected_dice import EvaluatedModel, expected_of_subset, weaknesses
 
 WEAK, FEW_CASES, NOT_EVALUATED = "weak", "few_cases", "not_evaluated"
 """The kinds of flags."""

@@ -11,8 +11,8 @@ from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor
 from nnunetv2_unimrseg.modalities import Subset
-from nnunetv2_unimrseg.preprocessing import UniMRSegPreprocessor
 
 
 def preprocess_subsets(

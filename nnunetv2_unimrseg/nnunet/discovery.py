@@ -16,7 +16,7 @@ def extension_folder() -> Path:
     Raises:
         UserError: when its path holds the separator of path lists, so that no such list can name it.
     """
-    folder = Path(__file__).resolve().parent / "nnunet_ext"
+    folder = Path(__file__).resolve().parents[1] / "nnunet_ext"
     if os.pathsep in str(folder):
         raise UserError(
             f"{VARIABLE} cannot name {folder}: a path in a list must not hold '{os.pathsep}'. "

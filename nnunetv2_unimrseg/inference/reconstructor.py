@@ -12,14 +12,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
+from nnunetv2_unimrseg.data.preprocessing import modalities_of, read_absent_files
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.folders import read_json
+from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.networks.build import build_network
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.preprocessing import modalities_of, read_absent_files
+from nnunetv2_unimrseg.nnunet.paths import read_json
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, section_of, trained_checkpoints
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-from nnunetv2_unimrseg.trained_model import Fold, section_of, trained_checkpoints
 
 
 class Reconstructor(nnUNetPredictor):

@@ -16,8 +16,8 @@ from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 from torch import Tensor
 
 from nnunetv2_unimrseg.config import Stage1Config, SubsetSamplingConfig
+from nnunetv2_unimrseg.method.networks.unet import usable_modalities
 from nnunetv2_unimrseg.modalities import MOST_LISTED_SUBSETS, incomplete_subsets
-from nnunetv2_unimrseg.networks.unet import usable_modalities
 
 
 def draw_subsets(

@@ -13,18 +13,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.comparison import plots
-from nnunetv2_unimrseg.comparison.report import report_page
 from nnunetv2_unimrseg.comparison.results import Comparison
-from nnunetv2_unimrseg.comparison.tables import comparison_table
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.results import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
-from nnunetv2_unimrseg.folders import read_json, write_json
+from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
+from nnunetv2_unimrseg.reports import comparison_plots as plots
+from nnunetv2_unimrseg.reports.comparison_page import report_page
+from nnunetv2_unimrseg.reports.comparison_tables import comparison_table
 from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
 from nnunetv2_unimrseg.utils.files import whole_files
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
-from nnunetv2_unimrseg.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import versions_of
 
 FORMAT = 1
 FORMAT_KEY = "comparison_format"

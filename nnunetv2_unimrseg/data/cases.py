@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.background import map_in_threads
-from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
-from nnunetv2_unimrseg.errors import UserError, counted, listed
-from nnunetv2_unimrseg.folders import read_json, write_json
-from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.reading import (
+from nnunetv2_unimrseg.data.reading import (
     assign_channels,
     case_name,
     check_intensities,
@@ -25,6 +20,11 @@ from nnunetv2_unimrseg.reading import (
     read_case,
     split_name,
 )
+from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
+from nnunetv2_unimrseg.errors import UserError, counted, listed
+from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
+from nnunetv2_unimrseg.utils.background import map_in_threads
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -226,7 +226,7 @@ def _check_case(
             "modality."
         )
     if plans is not None and read is not None and not problems:
-        from nnunetv2_unimrseg.preprocessing import preprocessing_problems
+        from nnunetv2_unimrseg.data.preprocessing import preprocessing_problems
 
         problems += preprocessing_problems(read.image, read.properties, available, modalities, *plans, read.files)
     name = case_name(files, file_ending)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_unimrseg.hardware import without_autocast
+from nnunetv2_unimrseg.utils.hardware import without_autocast
 
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 CONSTANT_RANGE = 1e-3

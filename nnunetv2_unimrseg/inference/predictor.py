@@ -17,7 +17,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_unimrseg.cases import check_cases, find_cases, print_report, report_of, write_report
+from nnunetv2_unimrseg.data.cases import check_cases, find_cases, print_report, report_of, write_report
+from nnunetv2_unimrseg.data.preprocessing import modalities_of, read_absent_files
+from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.arrays import Names, as_list, check_properties, scatter
@@ -30,11 +32,9 @@ from nnunetv2_unimrseg.inference.jobs import (
     record_call,
 )
 from nnunetv2_unimrseg.inference.pipeline import Setting, export_problem, predict_jobs
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.networks.unet import MissingModalityUNet
-from nnunetv2_unimrseg.preprocessing import modalities_of, read_absent_files
-from nnunetv2_unimrseg.reading import case_name
-from nnunetv2_unimrseg.trained_model import Fold, check_trained_model, findable_trainers
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model, findable_trainers
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 
 

@@ -1,0 +1,1 @@
+"""UniMRSeg itself: networks, augmentation, losses, metrics, and what a step costs."""
