@@ -100,7 +100,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
     import torch
 
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
-    from nnunetv2_unimrseg.evaluation.results import read_evaluation
+    from nnunetv2_unimrseg.inference.options import InferenceOptions
     from nnunetv2_unimrseg.nnunet.paths import inherited_value, read_json, read_plans, write_json
     from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16
     from nnunetv2_unimrseg.utils.versions import versions_of
@@ -110,11 +110,11 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
     workers = 0 if device == "cpu" else 2
     bfloat16 = device == "cpu" and cpu_has_native_bfloat16()  # seven times faster there; nnU-Net itself has float32
     with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
-        table = evaluate(
-            last.model_folder(output), (last.fold,), device=device, use_mirroring=False, report=False, store=False,
-            num_threads_preprocessing=workers, num_threads_scoring=workers, show_progress=False,
+        options = InferenceOptions(
+            device=device, use_mirroring=False, num_threads_preprocessing=workers, num_threads_export=workers,
+            show_progress=False,
         )  # fmt: skip
-    evaluation = read_evaluation(Path(table.attrs["folder"]))
+        evaluation = evaluate(last.model_folder(output), (last.fold,), store=False, options=options)
     plans = read_plans(last.dataset, last.plans)
     planned = {
         key: inherited_value(plans, last.configuration, key) for key in ("patch_size", "batch_size", "architecture")
@@ -144,7 +144,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
         "versions": versions_of("nnunetv2", "torch"),
         "modalities": list(evaluation.modalities),
         "subsets": evaluation.settings["subsets"],
-        "scores": json.loads(table[["case", "subset", "label", *METRICS]].to_json(orient="records")),
+        "scores": json.loads(evaluation.scores[["case", "subset", "label", *METRICS]].to_json(orient="records")),
     }
     path = run.result(output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,25 @@ from pathlib import Path
 
 import tiny
 import torch
+from inference_options import with_options
 from torch import nn
 
 from nnunetv2_unimrseg.inference import reconstructor as model
+from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct as make_reconstructions
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 SAME_SPACING = (2.0, 3.0, 2.5)
 """The spacing of `tiny.write`'s files after the transposition of `tiny.plans`: nothing is resampled."""
 
+reconstructions = with_options(make_reconstructions)
+"""`reconstruct` of the package."""
+
 QUIET = {"device": "cpu", "num_threads_preprocessing": 0, "num_threads_export": 0, "show_progress": False}
+
+
+def reconstruct(*arguments, **keywords):
+    """Reconstruct, and return the table alone."""
+    return reconstructions(*arguments, **keywords).table
 
 
 class Multiples(nn.Module):

@@ -20,8 +20,18 @@ from nnunetv2_unimrseg.comparison.differences import COLUMNS, OVER_ALL, OVER_INC
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.results import read_evaluation
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL, by_subset
+from nnunetv2_unimrseg.reports.comparison import write_comparison
 
 FAST = {"resamples": 200}
+
+
+def compare_and_write(evaluations, folder, *names, **keywords):
+    """Compare, and write what comes of it."""
+    comparison = compare(evaluations, *names, **keywords)
+    write_comparison(comparison, folder)
+    return comparison
+
+
 FILES = (
     "differences.csv", "plots/dice_by_subset.png", "plots/differences.png", "report.html", "subsets.csv",
     "summary.json", "table.md", "table.tex",
@@ -154,7 +164,7 @@ def test_a_score_that_one_model_lacks_counts_for_none():
 def test_a_metric_that_is_undefined_everywhere_is_nan_and_all_outputs_are_made(tmp_path):
     first = baseline(modalities=("A", "B"), labels=("x",), num_cases=3)
     undefined = [changed(replace(first, scores=first.scores.assign(dice=np.nan, hd95_mm=np.nan)), name=n) for n in "pq"]
-    table = compare(undefined, output=tmp_path / "out", **FAST).differences
+    table = compare_and_write(undefined, tmp_path / "out", **FAST).differences
     dice = table[table["metric"] == "dice"]
     assert len(dice) == 5
     assert (dice["n"] == 0).all()
@@ -168,7 +178,7 @@ def test_a_metric_that_is_undefined_everywhere_is_nan_and_all_outputs_are_made(t
 )
 def test_too_few_cases_are_told(cases, notice, tmp_path):
     first = baseline(modalities=("A", "B", "C"), labels=("x",), num_cases=cases)
-    comparison = compare([first, another(first)], output=tmp_path / "out", **FAST)
+    comparison = compare_and_write([first, another(first)], tmp_path / "out", **FAST)
     assert any(notice in text for text in comparison.notices)
     assert notice in (tmp_path / "out" / "report.html").read_text().replace("&#39;", "'")
     enough = baseline(modalities=("A", "B", "C"), labels=("x",), num_cases=12)
@@ -224,7 +234,7 @@ def test_the_command_writes_everything_and_prints_the_table(folders, tmp_path, c
 
 
 def test_tables_show_what_the_differences_say(folders, tmp_path):
-    comparison = compare(folders, ["base", "up", "down"], tmp_path / "out", **FAST)
+    comparison = compare_and_write(folders, tmp_path / "out", ["base", "up", "down"], **FAST)
     found = row(comparison.differences, model_b="up", metric="dice", label=MEAN_LABEL, subset="A")
     interval = f"{100 * found['difference']:+.1f} [{100 * found['ci_low']:+.1f}, {100 * found['ci_high']:+.1f}]"
     p = f"{found['p_holm']:.2g}" + ("*" if found["p_holm"] < 0.05 else "")
@@ -242,7 +252,7 @@ def test_tables_show_what_the_differences_say(folders, tmp_path):
 
 
 def test_plots_are_pictures_of_more_than_white(folders, tmp_path):
-    compare(folders, output=tmp_path / "out", **FAST)
+    compare_and_write(folders, tmp_path / "out", **FAST)
     for name in ("dice_by_subset", "differences"):
         picture = matplotlib.image.imread(tmp_path / "out" / "plots" / f"{name}.png")
         assert picture.shape[0] > 300 and picture.shape[1] > 600
@@ -290,11 +300,11 @@ def test_wrong_input_is_one_message_and_nothing_written(folders, tmp_path, capsy
 
 def test_a_comparison_that_cannot_be_written_leaves_the_one_before(folders, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    compare(folders[:2], output=out, **FAST)
+    compare_and_write(folders[:2], out, **FAST)
     before = {name: (out / name).read_bytes() for name in FILES}
     monkeypatch.setattr("nnunetv2_unimrseg.reports.comparison_plots.differences", _no_space)
     with pytest.raises(UserError, match="No space left"):
-        compare(folders, output=out, **FAST)
+        compare_and_write(folders, out, **FAST)
     assert {name: (out / name).read_bytes() for name in FILES} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -306,7 +316,7 @@ def _no_space(*_: object) -> None:
 def test_many_subsets_and_labels_are_drawn_and_tabulated(tmp_path):
     labels = ("a", "b", "c", "d", "e")
     first = baseline(modalities=tuple("ABCDEF"), labels=labels, num_cases=2)
-    comparison = compare([first, another(first)], output=tmp_path / "out", resamples=100)
+    comparison = compare_and_write([first, another(first)], tmp_path / "out", resamples=100)
     assert len(comparison.matched.subsets) == 63
     assert files_of(tmp_path / "out") == FILES
     picture = matplotlib.image.imread(tmp_path / "out" / "plots" / "differences.png")

@@ -9,6 +9,7 @@ from report_browser import PHONE, browser, emulate, requested
 from nnunetv2_unimrseg.comparison.compare import compare
 from nnunetv2_unimrseg.comparison.differences import OVER_INCOMPLETE, case_scores
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
+from nnunetv2_unimrseg.reports.comparison import write_comparison
 
 LABELS = ("whole & <b>tumour</b>", "edema_50%")
 NAMES = ("UniMRSegModalityDropoutTrainer, fold 0", "<i>up</i> & away", "down")
@@ -19,7 +20,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     first = baseline(modalities=("FLAIR", "T1", "T2"), labels=LABELS, num_cases=9)
     models = [first, another(first, gain=0.2), another(first, gain=-0.01, seed=2)]
-    return compare(models, NAMES, folder, resamples=200), folder / "report.html"
+    comparison = compare(models, NAMES, resamples=200)
+    write_comparison(comparison, folder)
+    return comparison, folder / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,25 @@ import SimpleITK as sitk
 import tiny
 import torch
 import trained
+from inference_options import with_options
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.cli.main import main
+from nnunetv2_unimrseg.data import subset_preprocessing
 from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, read_absent_files
 from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation import engine, preparation
+from nnunetv2_unimrseg.evaluation import engine
 from nnunetv2_unimrseg.evaluation.checkpoint_store import KEY
-from nnunetv2_unimrseg.evaluation.evaluate import evaluate
+from nnunetv2_unimrseg.evaluation.evaluate import evaluate as evaluate_with_options
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
+from nnunetv2_unimrseg.reports.evaluation import write_report
 from nnunetv2_unimrseg.utils.background import in_background
 
-QUICK = {"device": "cpu", "use_mirroring": False, "report": False, "store": False, "show_progress": False}
-INLINE = {"num_threads_preprocessing": 0, "num_threads_scoring": 0}
+evaluate = with_options(evaluate_with_options)
+QUICK = {"device": "cpu", "use_mirroring": False, "store": False, "show_progress": False}
+INLINE = {"num_threads_preprocessing": 0, "num_threads_export": 0}
 NAMES = Modalities(tiny.NAMES)
 
 
@@ -79,17 +83,18 @@ def test_sharing_work_changes_no_bit(tmp_path, monkeypatch, use_mask, normaliser
 
 def test_one_preprocessing_where_nothing_depends_on_the_subset(monkeypatch):
     image = np.random.default_rng(0).normal(100, 5, (4, *tiny.SHAPE)).astype(np.float32)
-    groups = preparation._sharing(image, {NAMES.describe(s): s for s in all_subsets(4)}, [True] * 4)
+    groups = subset_preprocessing._sharing(image, {NAMES.describe(s): s for s in all_subsets(4)}, [True] * 4)
     assert len(groups) == 1 and len(groups[0]) == 15
 
 
 @pytest.mark.parametrize("threads", [{}, INLINE])
 def test_every_subset_is_predicted_as_if_the_files_were_absent(model, root, tmp_path, threads):
-    scores = evaluate(model, [0], **QUICK, **threads)
+    evaluation = evaluate(model, [0], **QUICK, **threads)
+    scores = evaluation.scores
     assert len(scores) == 2 * 15 * 2
     assert set(scores["case"]) == {"a", "b"} and set(scores["label"]) == {"whole", "core"}
     folder = model / "evaluation_folds_0"
-    assert scores.attrs == {"folder": str(folder), "failures": [], "unfinished": 0}
+    assert (evaluation.folder, evaluation.failures, evaluation.unfinished) == (folder, [], 0)
     predictor = UniMRSegPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
     predictor.initialize_from_trained_model_folder(str(model), (0,))
     shutil.copytree(root / "raw" / trained.DATASET / "imagesTr", tmp_path / "images")
@@ -104,9 +109,9 @@ def test_every_subset_is_predicted_as_if_the_files_were_absent(model, root, tmp_
 
 
 def test_each_fold_predicts_its_own_cases(model):
-    scores = evaluate(model, [0, 1], subsets=["complete"], **QUICK)
+    scores = evaluate(model, [0, 1], subsets=["complete"], **QUICK).scores
     assert scores.groupby("case")["fold"].first().to_dict() == {"a": "0", "b": "0", "c": "1"}
-    alone = evaluate(model, ["1"], subsets=["complete"], **QUICK)
+    alone = evaluate(model, ["1"], subsets=["complete"], **QUICK).scores
     both = scores[scores["fold"] == "1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, both)
 
@@ -116,7 +121,7 @@ def test_cases_of_a_folder_are_predicted_by_all_folds_together(model, tmp_path):
     (tmp_path / "images" / "x_0001.nii.gz").unlink()
     scores = evaluate(
         model, [0, 1], images=tmp_path / "images", labels=tmp_path / "labels", output=tmp_path / "out", **QUICK
-    )
+    ).scores
     assert set(scores["fold"]) == {"0+1"}
     counts = scores[scores["label"] == "whole"].groupby("case")["subset"].count()
     assert counts.to_dict() == {"x": 7, "y": 15}
@@ -126,11 +131,11 @@ def test_cases_of_a_folder_are_predicted_by_all_folds_together(model, tmp_path):
 def test_a_constant_image_counts_as_lacking(model, tmp_path):
     trained.write_cases(tmp_path / "images", tmp_path / "labels", ["x"])
     tiny.write(tmp_path / "images" / "x_0001.nii.gz", np.full(tiny.SHAPE, 4, np.float32))
-    scores = evaluate(
+    evaluation = evaluate(
         model, [0], images=tmp_path / "images", labels=tmp_path / "labels", output=tmp_path / "out", **QUICK
     )
-    assert scores["subset"].nunique() == 7
-    assert scores.attrs["unfinished"] == 0
+    assert evaluation.scores["subset"].nunique() == 7
+    assert evaluation.unfinished == 0
 
 
 def test_an_interrupted_evaluation_goes_on(model, monkeypatch):
@@ -150,7 +155,7 @@ def test_an_interrupted_evaluation_goes_on(model, monkeypatch):
     assert not (folder / "summary.json").exists()
     done = {path: path.stat().st_mtime_ns for path in folder.glob("scores/*/*.json")}
     assert len(done) == 3
-    scores = evaluate(model, [0], subsets=["single"], **QUICK, **INLINE)
+    scores = evaluate(model, [0], subsets=["single"], **QUICK, **INLINE).scores
     assert len(calls) == 4 + 5 and len(scores) == 2 * 4 * 2
     assert {path: path.stat().st_mtime_ns for path in done} == done
     evaluate(model, [0], subsets=["single", "complete"], empty="nan", **QUICK)
@@ -161,19 +166,19 @@ def test_an_interrupted_evaluation_goes_on(model, monkeypatch):
 def test_changed_files_are_evaluated_again(model, root):
     evaluate(model, [0], subsets=["complete"], **QUICK)
     label = root / "raw" / trained.DATASET / "labelsTr" / "a.nii.gz"
-    before = evaluate(model, [0], subsets=["complete"], **QUICK)
+    before = evaluate(model, [0], subsets=["complete"], **QUICK).scores
     tiny.write(label, np.ones(tiny.SHAPE, np.uint8))
-    after = evaluate(model, [0], subsets=["complete"], **QUICK)
+    after = evaluate(model, [0], subsets=["complete"], **QUICK).scores
     different = (before["reference_ml"] != after["reference_ml"]).groupby(before["case"]).any()
     assert different.to_dict() == {"a": True, "b": False}
 
 
 def test_parts_share_one_folder(model):
     first = evaluate(model, [0], subsets=["single"], num_parts=2, part_id=0, **QUICK)
-    assert set(first["case"]) == {"a"} and first.attrs["unfinished"] == 4
+    assert set(first.scores["case"]) == {"a"} and first.unfinished == 4
     assert not (model / "evaluation_folds_0" / "summary.json").exists()
     second = evaluate(model, [0], subsets=["single"], num_parts=2, part_id=1, **QUICK)
-    assert set(second["case"]) == {"a", "b"} and second.attrs["unfinished"] == 0
+    assert set(second.scores["case"]) == {"a", "b"} and second.unfinished == 0
     assert (model / "evaluation_folds_0" / "summary.json").is_file()
 
 
@@ -208,7 +213,7 @@ def test_a_stock_model_sees_zeros_in_place_of_what_is_missing(root, monkeypatch)
         return predict(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.Module, "__call__", spy)
-    scores = evaluate(model, [0], subsets=["PET"], **{**QUICK, "store": True})
+    scores = evaluate(model, [0], subsets=["PET"], **{**QUICK, "store": True}).scores
     assert len(scores) == 4 and seen
     for data in seen:
         assert torch.isfinite(data).all()
@@ -278,7 +283,7 @@ def test_a_folder_of_another_evaluation_is_not_touched(model, root):
 def test_fold_all_is_said_to_be_evaluated_on_its_training_cases(root, capsys):
     model = trained.write_model(root / "results")
     shutil.copytree(model / "fold_0", model / "fold_all")
-    scores = evaluate(model, ["all"], subsets=["complete"], **QUICK)
+    scores = evaluate(model, ["all"], subsets=["complete"], **QUICK).scores
     assert set(scores["case"]) == set("abcd")
     assert "WARNING: these are the training cases" in capsys.readouterr().out
     assert "training cases" in json.loads((model / "evaluation_folds_all" / "summary.json").read_text())["source"]
@@ -296,9 +301,9 @@ def test_whatever_goes_wrong_with_a_case_is_told_at_the_end(model, root, monkeyp
     if where == "label":
         label = root / "raw" / trained.DATASET / "labelsTr" / "a.nii.gz"
         monkeypatch.setattr(engine, "in_background", lambda *args: label.unlink() or in_background(*args))
-        scores = evaluate(model, [0], subsets=["complete"], **QUICK)
-        assert {failure["case"] for failure in scores.attrs["failures"]} == {"a"}
-        assert set(scores["case"]) == {"b"}
+        evaluation = evaluate(model, [0], subsets=["complete"], **QUICK)
+        assert {failure["case"] for failure in evaluation.failures} == {"a"}
+        assert set(evaluation.scores["case"]) == {"b"}
     else:
         assert "some library's bug" in error_of(model, [0], subsets=["complete"])
 
@@ -336,7 +341,8 @@ def test_a_reference_that_lies_elsewhere_is_told(model, root, capsys):
 
 def test_no_report_of_earlier_scores_is_left(model):
     folder = model / "evaluation_folds_0"
-    evaluate(model, [0], subsets=["single"], **{**QUICK, "report": True})
+    evaluation = evaluate(model, [0], subsets=["single"], **QUICK)
+    write_report(evaluation, evaluation.folder)
     assert (folder / "report.html").is_file() and (folder / "plots").is_dir()
     evaluate(model, [0], subsets=["complete"], **QUICK)
     assert not (folder / "report.html").exists() and not (folder / "plots").exists()

@@ -18,12 +18,12 @@ from test_predictor_files import SEQUENTIAL, make_predictor, tiny_network
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.checkpoint_store import store_evaluation, weights_sha256
+from nnunetv2_unimrseg.evaluation.checkpoint_store import store_evaluation
 from nnunetv2_unimrseg.evaluation.expected_dice import EvaluatedModel, expected_dice
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, weights_sha256
 from nnunetv2_unimrseg.reports import case_remarks
 from nnunetv2_unimrseg.reports.case_remarks import expected_of_case, remarks
 from nnunetv2_unimrseg.reports.prediction import evaluated_model, write_prediction_report

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import tiny
-from reconstructors import QUIET, write_model
+from reconstructors import QUIET, reconstruct, reconstructions, write_model
 from skimage.metrics import structural_similarity
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns
-from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct
 
 ROTATED = (0, -1, 0, 1, 0, 0, 0, 0, 1)
 T1 = 2
@@ -49,9 +48,10 @@ def test_missing_modalities_are_written_in_the_geometry_of_the_case(tmp_path, mo
         plans = tiny.plans(spacing=(2.5, 3.0, 2.0), reader=reader)
     model = write_model(tmp_path / "models", monkeypatch, plans=plans)
     given = tiny.write(tmp_path / "in" / f"case_0002{tiny.ENDING}", data[T1], direction=ROTATED)
-    table = reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
+    made = reconstructions(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
+    table = made.table
     assert list(table["modality"]) == ["CT", "PET", "T2"] and set(table["available"]) == {"T1"}
-    assert table["L1"].isna().all() and table.attrs["failures"] == []
+    assert table["L1"].isna().all() and made.failures == []
     reference = sitk.ReadImage(given)
     for factor, outside, path in zip((1, 2, 4), (-5, 0, 0), table["file"], strict=True):
         written = sitk.ReadImage(path)
@@ -190,9 +190,9 @@ def test_a_case_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, data)
         write(path, *arguments)
 
     monkeypatch.setattr(work, "write_image", full_disk)
-    table = reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
-    assert set(table["case"]) == {"a", "c"}
-    (failure,) = table.attrs["failures"]
+    made = reconstructions(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
+    assert set(made.table["case"]) == {"a", "c"}
+    (failure,) = made.failures
     assert failure["case"] == "b" and failure["subset"] == "T1" and "No space left" in failure["reason"]
     assert not (tmp_path / "out" / "b_reconstruction.png").exists()
     monkeypatch.setattr(work, "write_image", write)

@@ -54,7 +54,7 @@ def test_a_failed_case_is_listed_and_the_exit_code_is_1(arguments, monkeypatch, 
     with pytest.raises(SystemExit) as caught:
         run(arguments)
     assert caught.value.code == 1
-    assert "1 reconstructions failed:\n  - case, from CT+PET+T1: disk full" in capsys.readouterr().err
+    assert "1 reconstruction failed:\n  - case, from CT+PET+T1: disk full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tiny
-from reconstructors import QUIET, write_model
+from reconstructors import QUIET, reconstruct, write_model
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.reconstruction import reconstruct as module
-from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct
 from nnunetv2_unimrseg.reconstruction.results import add_scores, open_folder
 
 ROW = {"case": "a", "available": "T1", "modality": "PET", "L1": 0.1, "PSNR": 20.0, "SSIM": 0.5}

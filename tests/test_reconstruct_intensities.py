@@ -13,14 +13,13 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from PIL import Image
-from reconstructors import QUIET, SAME_SPACING, write_model
+from reconstructors import QUIET, SAME_SPACING, reconstruct, write_model
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.reconstruction import measure
 from nnunetv2_unimrseg.reconstruction.intensities import INVERTIBLE, Normaliser
 from nnunetv2_unimrseg.reconstruction.measure import CACHE_NAME, training_intensities
-from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct
 
 FOREGROUND = {"mean": 40.0, "std": 20.0, "percentile_00_5": -60.0, "percentile_99_5": 120.0}
 

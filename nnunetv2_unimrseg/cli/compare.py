@@ -30,20 +30,16 @@ def run(args: argparse.Namespace) -> None:
         UserError: for whatever the user can mend; then nothing was written.
     """
     from nnunetv2_unimrseg.comparison.compare import compare
+    from nnunetv2_unimrseg.reports.comparison import check_output, write_comparison
     from nnunetv2_unimrseg.reports.comparison_tables import comparison_table
     from nnunetv2_unimrseg.reports.tables import as_text
 
-    comparison = compare(
-        args.folders,
-        args.names,
-        args.o,
-        confidence=args.confidence,
-        resamples=args.resamples,
-        seed=args.seed,
-        overwrite=args.overwrite,
-    )
+    folder = Path(args.o)
+    check_output(folder, overwrite=args.overwrite)
+    comparison = compare(args.folders, args.names, confidence=args.confidence, resamples=args.resamples, seed=args.seed)
+    write_comparison(comparison, folder)
     table = comparison_table(comparison, comparison.headline)
     print(f"{table.caption}\n\n{as_text(table)}\n")
     for notice in comparison.notices:
         print(f"Note: {notice}", file=sys.stderr)
-    print(f"Wrote {Path(args.o) / 'report.html'} and the tables, plots and figures beside it.")
+    print(f"Wrote {folder / 'report.html'} and the tables, plots and figures beside it.")

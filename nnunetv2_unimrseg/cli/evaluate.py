@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
-    device_of,
+    inference_options,
     model_folder,
 )
+from nnunetv2_unimrseg.errors import listed
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+
+if TYPE_CHECKING:
+    from nnunetv2_unimrseg.evaluation.results import Evaluation
 
 FAILED_CASES_EXIT_CODE = 1
 
@@ -60,12 +65,11 @@ def run(args: argparse.Namespace) -> None:
     """
     folder = model_folder(args)
     folds = [fold_name(text) for text in args.f]
-    device = device_of(args.device)
+    options = inference_options(args)
 
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
-    from nnunetv2_unimrseg.evaluation.results import read_evaluation
 
-    scores = evaluate(
+    evaluation = evaluate(
         folder,
         folds,
         images=args.i,
@@ -73,29 +77,33 @@ def run(args: argparse.Namespace) -> None:
         output=args.o,
         subsets=args.subsets,
         empty=args.empty,
-        checkpoint=args.chk,
-        use_mirroring=not args.disable_tta,
-        step_size=args.step_size,
-        device=device,
-        perform_everything_on_device=not args.not_on_device,
-        num_threads_preprocessing=args.npp,
-        num_threads_scoring=args.nps,
-        num_parts=args.num_parts,
-        part_id=args.part_id,
         overwrite=args.overwrite,
-        report=not args.no_report,
         store=not args.no_store,
-        show_progress=not args.disable_progress_bar,
+        options=options,
     )
-    written, failures, unfinished = (scores.attrs[key] for key in ("folder", "failures", "unfinished"))
-    if unfinished:
-        print(f"This part is done; {unfinished} cases x subsets are left to others. The last one writes the report.")
+    if evaluation.unfinished:
+        print(
+            f"This part is done; {evaluation.unfinished} cases x subsets are left to others. The last one writes the "
+            "report."
+        )
     else:
-        from nnunetv2_unimrseg.reports.tables import as_text, subset_table
-
-        table = subset_table(read_evaluation(written))
-        print(f"\n{table.caption}\n\n{as_text(table)}\n\nWritten to {written}")
-    if failures:
-        lines = "\n".join(f"  - {entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures)
-        print(f"unimrseg evaluate: could not be predicted and scored ({len(failures)}):\n{lines}", file=sys.stderr)
+        _report(evaluation, write_page=not args.no_report)
+    if evaluation.failures:
+        failures = [f"{entry['case']}, {entry['subset']}: {entry['reason']}" for entry in evaluation.failures]
+        print(
+            f"unimrseg evaluate: could not be predicted and scored ({len(failures)}):\n{listed(failures)}",
+            file=sys.stderr,
+        )
         raise SystemExit(FAILED_CASES_EXIT_CODE)
+
+
+def _report(evaluation: Evaluation, *, write_page: bool) -> None:
+    """Write tables, plots and pictures, where wanted, and print the table of subsets."""
+    from nnunetv2_unimrseg.reports.tables import as_text, subset_table
+
+    if write_page:
+        from nnunetv2_unimrseg.reports.evaluation import write_report
+
+        write_report(evaluation, evaluation.folder)
+    table = subset_table(evaluation)
+    print(f"\n{table.caption}\n\n{as_text(table)}\n\nWritten to {evaluation.folder}")

@@ -12,6 +12,8 @@ from nnunetv2_unimrseg.nnunet.paths import find_dataset, result_folder
 if TYPE_CHECKING:
     import torch
 
+    from nnunetv2_unimrseg.inference.options import InferenceOptions
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, trainer: str, folds: str) -> None:
     """Declare -d -c -p -tr -f -m -chk.
@@ -82,6 +84,24 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, unit: str) -> None
     add("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="where to compute (default: %(default)s)")
     add("--disable_progress_bar", action="store_true", help="no progress bars")
     add("--not_on_device", action="store_true", help="keep results in CPU memory, for cases too large for the GPU's")
+
+
+def inference_options(args: argparse.Namespace) -> InferenceOptions:
+    """Return the options that the arguments of `add_model_arguments` and `add_prediction_arguments` give."""
+    from nnunetv2_unimrseg.inference.options import InferenceOptions
+
+    return InferenceOptions(
+        checkpoint=args.chk,
+        use_mirroring=not args.disable_tta,
+        step_size=args.step_size,
+        device=device_of(args.device),
+        perform_everything_on_device=not args.not_on_device,
+        num_threads_preprocessing=args.npp,
+        num_threads_export=args.nps,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        show_progress=not args.disable_progress_bar,
+    )
 
 
 def number_from_environment(variable: str, default: int) -> int:

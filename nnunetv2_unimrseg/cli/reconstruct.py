@@ -15,10 +15,11 @@ import sys
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
-    device_of,
+    inference_options,
     model_folder,
 )
 from nnunetv2_unimrseg.data.cases import check_input_folder
+from nnunetv2_unimrseg.errors import counted, listed
 from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -55,34 +56,26 @@ def run(args: argparse.Namespace) -> None:
     folder = model_folder(args)
     folds = [fold_name(text) for text in args.f]
     check_input_folder(args.i)
-    device = device_of(args.device)
+    options = inference_options(args)
 
     from nnunetv2_unimrseg.reconstruction.reconstruct import reconstruct
 
-    table = reconstruct(
+    made = reconstruct(
         args.i,
         args.o,
         folder,
         folds,
-        checkpoint=args.chk,
         modalities=args.modalities,
         intensities=args.intensities,
         scores=not args.no_scores,
-        use_mirroring=not args.disable_tta,
-        step_size=args.step_size,
-        device=device,
-        perform_everything_on_device=not args.not_on_device,
-        num_threads_preprocessing=args.npp,
-        num_threads_export=args.nps,
-        num_parts=args.num_parts,
-        part_id=args.part_id,
         overwrite=args.overwrite,
         skip_done=args.continue_prediction,
-        show_progress=not args.disable_progress_bar,
+        options=options,
     )
+    table, failures = made.table, made.failures
     print(f"{table['file'].notna().sum()} synthetic images written to {args.o}; {table['L1'].notna().sum()} scores.")
-    failures = table.attrs["failures"]
     if failures:
-        lines = "\n".join(f"  - {entry['case']}, from {entry['subset']}: {entry['reason']}" for entry in failures)
-        print(f"unimrseg reconstruct: {len(failures)} reconstructions failed:\n{lines}", file=sys.stderr)
+        lines = listed([f"{entry['case']}, from {entry['subset']}: {entry['reason']}" for entry in failures])
+        counts = counted(len(failures), "reconstruction")
+        print(f"unimrseg reconstruct: {counts} failed:\n{lines}", file=sys.stderr)
         raise SystemExit(FAILED_CASES_EXIT_CODE)

@@ -23,19 +23,17 @@ FEW_CASES = 10
 def compare(
     evaluations: Sequence[Evaluation | str | Path],
     names: Sequence[str] | None = None,
-    output: str | Path | None = None,
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
-    overwrite: bool = False,
 ) -> Comparison:
     """Compare models on the cases that all of them were evaluated on, each with the first.
 
     ```python
     from nnunetv2_unimrseg.comparison.compare import compare
 
-    comparison = compare(["evaluation_control", "evaluation_unimrseg"], output="comparison")
+    comparison = compare(["evaluation_control", "evaluation_unimrseg"])
     dice = comparison.differences.query("metric == 'dice' and label == @comparison.headline")
     print(dice[["subset", "mean_a", "mean_b", "difference", "ci_low", "ci_high", "p_holm"]])
     ```
@@ -47,22 +45,15 @@ def compare(
     Args:
         evaluations: two or more, or their folders as `unimrseg evaluate` wrote them; the first is the baseline.
         names: what to call them, by default their own names.
-        output: folder for tables, plots and report; nothing is written without it.
         confidence: of the intervals, between 0 and 1.
         resamples: bootstrap samples, at least `FEWEST_RESAMPLES`.
         seed: of the bootstrap, 0 or more; the same seed gives the same intervals.
-        overwrite: write into `output` though it holds something else than a comparison. Folders of evaluations are
-            never written to.
 
     Raises:
         UserError: for folders without evaluations (all at once), for evaluations that cannot be compared (see
-            `matching.match`), settings out of range, and an `output` that is in use; then nothing was written.
+            `matching.match`), and for settings out of range.
     """
     _check_settings(confidence, resamples, seed)
-    if output is not None:
-        from nnunetv2_unimrseg.reports.comparison import check_output
-
-        check_output(Path(output), overwrite=overwrite)
     read = _read(evaluations)
     matched = match(read, names)
     differences = paired_differences(matched, confidence=confidence, resamples=resamples, seed=seed)
@@ -83,10 +74,6 @@ def compare(
         },
         notices=(*matched.notices, *undefined_scores(matched), *_too_few(matched)),
     )
-    if output is not None:
-        from nnunetv2_unimrseg.reports.comparison import write_comparison
-
-        write_comparison(comparison, Path(output))
     return comparison
 
 

@@ -11,7 +11,6 @@ Python types; one evaluation for each kind and set of folds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ import torch
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, weights_sha256
 from nnunetv2_unimrseg.utils.files import whole_file
 from nnunetv2_unimrseg.utils.hardware import device_option
 
@@ -95,16 +94,6 @@ class FoldEvaluations:
     weights_sha256: str
     evaluations: tuple[StoredEvaluation, ...] = ()
     note: str = ""
-
-
-def weights_sha256(network_weights: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of a state dict's names, types, shapes and values; order and device do not matter."""
-    digest = hashlib.sha256()
-    for name in sorted(network_weights):
-        tensor = network_weights[name].detach().cpu()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: str) -> str | None:

@@ -26,24 +26,11 @@ from nnunetv2_unimrseg.evaluation.metrics import score_segmentation
 from nnunetv2_unimrseg.evaluation.results import prediction_path
 from nnunetv2_unimrseg.evaluation.settings import label_values
 from nnunetv2_unimrseg.evaluation.store import Record, read_record, write_record
+from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.utils.background import in_background
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to predict; `evaluate` explains each."""
-
-    checkpoint: str
-    use_mirroring: bool
-    step_size: float
-    device: torch.device
-    perform_everything_on_device: bool
-    num_threads_preprocessing: int
-    num_threads_scoring: int
-    show_progress: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ def predict_and_score(
     pending: Mapping[EvaluationCase, Sequence[str]],
     subsets: Mapping[str, Subset],
     folder: Path,
-    options: Options,
+    options: InferenceOptions,
 ) -> None:
     """Write a segmentation and a record of raw scores for every case and subset that is pending.
 
@@ -106,7 +93,7 @@ def is_pending(folder: Path, case: EvaluationCase, subset: str, file_ending: str
     return problem is not None
 
 
-def load_predictor(model_folder: Path, folds: Sequence[str], options: Options) -> UniMRSegPredictor:
+def load_predictor(model_folder: Path, folds: Sequence[str], options: InferenceOptions) -> UniMRSegPredictor:
     """Load the folds of a model of any nnU-Net trainer that segments."""
     with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net tells of an option that nobody gave
         predictor = UniMRSegPredictor(
@@ -165,10 +152,10 @@ def _read(predictor: UniMRSegPredictor, case: EvaluationCase) -> tuple[np.ndarra
 
 
 def _run(
-    predictor: UniMRSegPredictor, inputs: Iterator[_Input], folder: Path, options: Options, progress: tqdm
+    predictor: UniMRSegPredictor, inputs: Iterator[_Input], folder: Path, options: InferenceOptions, progress: tqdm
 ) -> None:
     """Predict what comes in, and have it resampled, written and scored meanwhile; no more than a few wait for that."""
-    threads = options.num_threads_scoring
+    threads = options.num_threads_export
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         waiting: list[Future] = []
         try:

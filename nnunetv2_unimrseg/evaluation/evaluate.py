@@ -6,19 +6,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, check_label_values, validation_cases
 from nnunetv2_unimrseg.evaluation.checkpoint_store import EXTERNAL, VALIDATION, store_evaluation
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
-from nnunetv2_unimrseg.evaluation.engine import Options, is_pending, predict_and_score
+from nnunetv2_unimrseg.evaluation.engine import is_pending, predict_and_score
 from nnunetv2_unimrseg.evaluation.results import Evaluation
 from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, Model, open_model, settings_of
 from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, remove_report, tidy, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
+from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.trained_model import Fold
 from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
@@ -40,24 +39,14 @@ def evaluate(
     output: Folder | None = None,
     subsets: Sequence[str] = (ALL,),
     empty: str = BRATS,
-    checkpoint: str = "checkpoint_final.pth",
-    use_mirroring: bool = True,
-    step_size: float = 0.5,
-    device: torch.device | str = "cuda",
-    perform_everything_on_device: bool = True,
-    num_threads_preprocessing: int = 2,
-    num_threads_scoring: int = 2,
-    num_parts: int = 1,
-    part_id: int = 0,
     overwrite: bool = False,
-    report: bool = True,
     store: bool = True,
-    show_progress: bool = True,
-) -> pd.DataFrame:
+    options: InferenceOptions | None = None,
+) -> Evaluation:
     """Predict cases with every subset of their modalities, the other files left out before preprocessing, and score.
 
-    A second call with the same arguments goes on where an interrupted one stopped. The segmentations, `subsets.csv`,
-    `summary.json`, tables, plots and `report.html` are written to `output`.
+    A second call with the same arguments goes on where an interrupted one stopped. The segmentations, `subsets.csv` and
+    `summary.json` are written to `output`; `reports.evaluation.write_report` adds tables, plots and the page.
 
     Args:
         model_folder: the folder that holds `fold_X`, of any nnU-Net trainer that segments. One that does not know of
@@ -71,43 +60,30 @@ def evaluate(
             itself is left out of the subsets that hold it.
         empty: convention for empty labels, "brats", "skip" or "nan" (see `conventions`). Changing it does not predict
             anew.
-        checkpoint: file to load from each fold.
-        use_mirroring: predict mirrored images too, as nnU-Net does by default.
-        step_size: step of the sliding window, as a share of its size.
-        device: where to compute.
-        perform_everything_on_device: keep the results of the sliding window on the device.
-        num_threads_preprocessing: cases prepared at a time while the network computes; 0 for none.
-        num_threads_scoring: segmentations resampled, written and scored at a time meanwhile; 0 for none.
-        num_parts: evaluate every `num_parts`-th case only ...
-        part_id: ... starting with this one. The call that finds all cases done writes the tables.
         overwrite: remove an evaluation that lies in `output`, instead of going on with it.
-        report: write tables, plots, montages and `report.html` too.
         store: also store the result in the checkpoints, for prediction reports (models of this package only).
-        show_progress: progress bars.
+        options: how to predict; of several parts the one that finds all cases done writes the tables. None: the
+            defaults.
 
     Returns:
-        The tidy table of `subsets.csv`: one row a case x subset x label (see `results.COLUMNS`). `attrs` holds
-        `folder`, `failures` (cases that could not be scored, with reasons) and `unfinished` (cases x subsets that
-        other parts have yet to do).
+        The evaluation, with the cases that could not be scored in `failures`. Where other parts have yet to do some
+        (`unfinished`), it holds what is done, and no tables were written.
 
     Raises:
         UserError: before anything is computed, for whatever the user can mend, an output folder that cannot be written
             to or overlaps with those that are read included; and when nothing could be scored.
     """
     folds = [str(fold) for fold in folds]
-    options = Options(
-        checkpoint, use_mirroring, step_size, torch.device(device), perform_everything_on_device,
-        num_threads_preprocessing, num_threads_scoring, show_progress,
-    )  # fmt: skip
-    _check_arguments(options, empty, num_parts, part_id, overwrite, images, labels, output)
-    model = open_model(Path(model_folder), folds, checkpoint)
+    options = options or InferenceOptions()
+    _check_arguments(options, empty, overwrite, images, labels, output)
+    model = open_model(Path(model_folder), folds, options.checkpoint)
     chosen = _by_name(parse_subsets(subsets, model.modalities), model.modalities)
     if images is None:
         cases = validation_cases(model.plans, model.configuration, model.dataset_json, folds)
     else:
         cases = cases_of_folders(images, labels, model.dataset_json, folds)
     kind = VALIDATION if images is None else EXTERNAL
-    prediction = {"mirroring": use_mirroring, "step_size": step_size}
+    prediction = {"mirroring": options.use_mirroring, "step_size": options.step_size}
     if images is None and "all" in folds:
         print(f"WARNING: these are the {TRAINED_WITH}.")
     folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
@@ -118,11 +94,10 @@ def evaluate(
     reader = PlansManager(dict(model.plans)).image_reader_writer_class()
     pending = {
         case: [name for name in chosen if overwrite or is_pending(folder, case, name, ending, reader)]
-        for case in cases[part_id::num_parts]
+        for case in cases[options.part]
     }
-    check_label_values(
-        [case for case, names in pending.items() if names], model.plans, model.dataset_json, show_progress=show_progress
-    )
+    left = [case for case, names in pending.items() if names]
+    check_label_values(left, model.plans, model.dataset_json, show_progress=options.show_progress)
     open_folder(folder, {"model": model.to_json(), "prediction": prediction, "kind": kind}, overwrite=overwrite)
 
     predict_and_score(model.folder, pending, chosen, folder, options)
@@ -134,24 +109,20 @@ def evaluate(
         for (case, name), record in done.items()
         if record.problem
     ]
-    scores = tidy(done, chosen, empty)
-    if len(done) == len(records):
-        if scores.empty:
-            raise UserError(_nothing_scored(failures))
-        settings = settings_of(
-            model, prediction={**prediction, "device": options.device.type}, kind=kind, empty=empty, cases=cases,
-            subsets=chosen, failures=failures,
-        )  # fmt: skip
-        remove_report(folder)
-        evaluation = write_evaluation(Evaluation(settings, scores), folder)
-        if report:
-            from nnunetv2_unimrseg.reports.evaluation import write_report
-
-            write_report(evaluation, folder)
-        if store and model.knows_missing:
-            _store(evaluation, model)
-    scores.attrs = {"folder": str(folder), "failures": failures, "unfinished": len(records) - len(done)}
-    return scores
+    settings = settings_of(
+        model, prediction={**prediction, "device": options.device.type}, kind=kind, empty=empty, cases=cases,
+        subsets=chosen, failures=failures,
+    )  # fmt: skip
+    evaluation = Evaluation(settings, tidy(done, chosen, empty), folder, len(records) - len(done))
+    if evaluation.unfinished:
+        return evaluation
+    if evaluation.scores.empty:
+        raise UserError(_nothing_scored(failures))
+    remove_report(folder)
+    write_evaluation(evaluation, folder)
+    if store and model.knows_missing:
+        _store(evaluation, model)
+    return evaluation
 
 
 def _by_name(subsets: Sequence[Subset], modalities: Modalities) -> dict[str, Subset]:
@@ -165,10 +136,8 @@ def _by_name(subsets: Sequence[Subset], modalities: Modalities) -> dict[str, Sub
 
 
 def _check_arguments(
-    options: Options,
+    options: InferenceOptions,
     empty: str,
-    num_parts: int,
-    part_id: int,
     overwrite: bool,
     images: Folder | None,
     labels: Folder | None,
@@ -179,16 +148,10 @@ def _check_arguments(
             f"The convention for empty labels is one of {', '.join(EMPTY_CONVENTIONS)}; found '{empty}'."
             f"{nearest(empty, EMPTY_CONVENTIONS)}"
         )
-    if not 0 < options.step_size <= 1:
-        raise UserError(f"The step size must be larger than 0 and at most 1; it is {options.step_size}.")
-    if overwrite and num_parts > 1:
+    if overwrite and options.num_parts > 1:
         raise UserError(
             "With --overwrite each part would remove what the others have done. Remove the folder by hand first."
         )
-    if not 0 <= part_id < num_parts:
-        raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
-    if min(options.num_threads_preprocessing, options.num_threads_scoring) < 0:
-        raise UserError("The numbers of threads (npp, nps) must be 0 (no others) or more.")
     if (images is None) != (labels is None):
         raise UserError("Cases of your own need both: their images (-i) and their labels (-l).")
     if images is not None and output is None:

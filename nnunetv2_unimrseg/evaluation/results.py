@@ -39,11 +39,18 @@ class Evaluation:
             (each with `case`, `fold`, `images` by modality, `label`), `reader`, `file_ending`, `failures`.
         scores: the tidy table, columns `COLUMNS`.
         folder: where it lies; None while it is only in memory.
+        unfinished: how many cases x subsets other parts of it have yet to do.
     """
 
     settings: dict[str, Any]
     scores: pd.DataFrame
     folder: Path | None = None
+    unfinished: int = 0
+
+    @property
+    def failures(self) -> list[dict[str, str]]:
+        """What could not be predicted and scored: `case`, `subset`, `reason`."""
+        return list(self.settings["failures"])
 
     @property
     def modalities(self) -> Modalities:

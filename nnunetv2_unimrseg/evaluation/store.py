@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,4 +154,4 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SCORES_NAME, evaluation.scores.to_csv(index=False))
     write_json(folder / SUMMARY_NAME, {**evaluation.settings, "figures": figures_of(evaluation)})
-    return Evaluation(evaluation.settings, evaluation.scores, folder)
+    return dataclasses.replace(evaluation, folder=folder)

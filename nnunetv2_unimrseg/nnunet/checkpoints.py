@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,16 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             "nnUNetv2_train wrote."
         )
     return dict(checkpoint)
+
+
+def weights_sha256(network_weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a state dict's names, types, shapes and values; order and device do not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(network_weights):
+        tensor = network_weights[name].detach().cpu()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:

@@ -7,18 +7,19 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.checkpoint_store import weights_sha256
+from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
 from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES
+from nnunetv2_unimrseg.nnunet.checkpoints import weights_sha256
 from nnunetv2_unimrseg.nnunet.trained_model import Fold
 from nnunetv2_unimrseg.reconstruction.closing import close_case
 from nnunetv2_unimrseg.reconstruction.intensities import check_invertible, normalisers_of
@@ -29,6 +30,24 @@ from nnunetv2_unimrseg.reconstruction.work import Output, Workshop
 from nnunetv2_unimrseg.reconstruction.writing import check_format
 from nnunetv2_unimrseg.utils.background import in_background
 
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """What `reconstruct` made.
+
+    Attributes:
+        table: one row a case x available modalities x missing modality: `case`, `available` ("T1+FLAIR"), `modality`,
+            `file` (None where none was to be written), and `L1` (normalised units), `PSNR` (dB), `SSIM` (NaN where the
+            truth is not known).
+        failures: cases that failed, each with `case`, `subset` and `reason`.
+        folder: where the files are.
+    """
+
+    table: pd.DataFrame
+    failures: list[dict[str, str]]
+    folder: Path
+
+
 COLUMNS = ("case", "available", "modality", "file", *FIGURES)
 
 
@@ -38,22 +57,13 @@ def reconstruct(
     model_folder: str | os.PathLike,
     folds: Sequence[Fold] | None = (0, 1, 2, 3, 4),
     *,
-    checkpoint: str = "checkpoint_final.pth",
     modalities: Sequence[str | int] | None = None,
     intensities: bool = False,
     scores: bool = True,
-    use_mirroring: bool = True,
-    step_size: float = 0.5,
-    device: torch.device | str = "cuda",
-    perform_everything_on_device: bool = True,
-    num_threads_preprocessing: int = 2,
-    num_threads_export: int = 2,
-    num_parts: int = 1,
-    part_id: int = 0,
     overwrite: bool = False,
     skip_done: bool = False,
-    show_progress: bool = True,
-) -> pd.DataFrame:
+    options: InferenceOptions | None = None,
+) -> Reconstructions:
     """Reconstruct, with a stage-1 model, what each case lacks; where the truth is known, score it.
 
     For each missing modality `CASE_XXXX<ending>` is written to `output`, synthetic, in the geometry of the case's
@@ -72,28 +82,16 @@ def reconstruct(
         output: the folder to write to, not one that holds inputs. Files that are there are not replaced.
         model_folder: the folder that holds `fold_X`, of UniMRSegStage1Trainer.
         folds: the folds whose reconstructions are averaged; None for all that are trained.
-        checkpoint: the file to load from each fold.
         modalities: reconstruct from these only, as if the other files were absent (they are the truth then).
         intensities: write raw intensities instead of normalised units: the average intensity parameters of the
             training set stand for those of the scan that does not exist (see `intensities`, `measure`).
         scores: whether to score.
-        use_mirroring: average over mirrored images too, as nnU-Net does by default.
-        step_size: step of the sliding window, as a share of its size, above 0, at most 1.
-        device: where to compute.
-        perform_everything_on_device: keep the results of the sliding window on the device.
-        num_threads_preprocessing: cases prepared at a time while the network computes; 0 for none.
-        num_threads_export: reconstructions scored and written at a time meanwhile; 0 for none.
-        num_parts: only every `num_parts`-th case ...
-        part_id: ... starting with this one.
         overwrite: replace what is in `output`.
-        skip_done: leave out the cases whose picture is in `output`; of the others, replace what is there.
-        show_progress: progress bars.
+        skip_done: leave out the cases whose files are in `output` and whole; of the others, replace what is there.
+        options: how to reconstruct; None: the defaults.
 
     Returns:
-        One row a case x available modalities x missing modality that was reconstructed in this call: `case`,
-        `available` ("T1+FLAIR"), `modality`, `file` (None where none was to be written), and `L1` (normalised units),
-        `PSNR` (dB), `SSIM` (NaN where the truth is not known). `attrs["failures"]` lists cases that failed, each with
-        `case`, `subset` and `reason`; they do not stop the others.
+        What was reconstructed in this call. Cases that failed do not stop the others.
 
     Raises:
         UserError: before anything is computed, for whatever the user can mend: no stage-1 model, bad or unreadable
@@ -101,31 +99,31 @@ def reconstruct(
             or holds real images, a normaliser or file format that cannot hold what is asked for, training intensities
             that are neither kept nor can be measured.
     """
-    threads = num_threads_preprocessing, num_threads_export
-    _check_arguments(step_size, num_parts, part_id, threads, overwrite and skip_done)
-    device, output = torch.device(device), Path(output)
+    options, output = options or InferenceOptions(), Path(output)
+    if overwrite and skip_done:
+        raise UserError("Overwriting and leaving out what is done (--overwrite, --c) exclude each other.")
     with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net tells of an option that nobody gave
         model = Reconstructor(
-            tile_step_size=step_size,
-            use_mirroring=use_mirroring,
-            perform_everything_on_device=perform_everything_on_device,
-            device=device,
+            tile_step_size=options.step_size,
+            use_mirroring=options.use_mirroring,
+            perform_everything_on_device=options.perform_everything_on_device,
+            device=options.device,
             allow_tqdm=False,
         )
-    model.initialize_from_trained_model_folder(model_folder, folds, checkpoint)
+    model.initialize_from_trained_model_folder(model_folder, folds, options.checkpoint)
     reader, ending = model.plans_manager.image_reader_writer_class, model.dataset_json["file_ending"]
     chosen = None if modalities is None else model.modalities.subset(modalities)
     cases = plan_cases(
         images, output, model.modalities, reader(), ending, chosen=chosen, scores=scores, overwrite=overwrite,
-        skip_done=skip_done, part=slice(part_id, None, num_parts), show_progress=show_progress,
+        skip_done=skip_done, part=options.part, show_progress=options.show_progress,
     )  # fmt: skip
     written = sorted({channel for case in cases for channel in case.targets})
     measured = None
     if written:
         check_format(reader, ending, intensities=intensities)
     if written and intensities:
-        measured = _measured(model, Path(model_folder), written, num_threads_preprocessing, show_progress)
-    settings = _settings(model, checkpoint, step_size, use_mirroring, chosen, intensities)
+        measured = _measured(model, Path(model_folder), written, options)
+    settings = _settings(model, options, chosen, intensities)
     open_folder(output, settings, overwrite=overwrite)
     for case in cases:
         if case.subsets:
@@ -133,47 +131,25 @@ def reconstruct(
         else:
             print(f"{case.name}: nothing missing, nothing to do without scores")
     workshop = Workshop(model, intensities=intensities, scores=scores, measured=measured)
-    rows, failures = _run(workshop, cases, output, settings, threads, show_progress)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.attrs["failures"] = failures
-    return table
-
-
-def _check_arguments(
-    step_size: float, num_parts: int, part_id: int, threads: Sequence[int], overwrite_and_skip: bool
-) -> None:
-    if not 0 < step_size <= 1:
-        raise UserError(f"The step size must be larger than 0 and at most 1; it is {step_size}.")
-    if not 0 <= part_id < num_parts:
-        raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
-    if min(threads) < 0:
-        raise UserError(
-            f"The numbers of threads (npp, nps) must be at least 0; they are {threads[0]} and {threads[1]}."
-        )
-    if overwrite_and_skip:
-        raise UserError("Overwriting and leaving out what is done (--overwrite, --c) exclude each other.")
+    rows, failures = _run(workshop, cases, output, settings, options)
+    return Reconstructions(pd.DataFrame(rows, columns=list(COLUMNS)), failures, output)
 
 
 def _measured(
-    model: Reconstructor, model_folder: Path, written: Sequence[int], num_threads: int, show_progress: bool
+    model: Reconstructor, model_folder: Path, written: Sequence[int], options: InferenceOptions
 ) -> list[dict[str, float]] | None:
     normalisers = normalisers_of(model.plans_manager, model.configuration_manager)
     check_invertible({model.modalities.names[channel]: normalisers[channel] for channel in written})
     if not any(normalisers[channel].is_measured for channel in written):
         return None
     return training_intensities(
-        model_folder, model.plans_manager, model.configuration_manager, model.modalities, num_threads=num_threads,
-        show_progress=show_progress,
+        model_folder, model.plans_manager, model.configuration_manager, model.modalities, 
+        num_threads=options.num_threads_preprocessing, show_progress=options.show_progress,
     )  # fmt: skip
 
 
 def _settings(
-    model: Reconstructor,
-    checkpoint: str,
-    step_size: float,
-    use_mirroring: bool,
-    chosen: Sequence[bool] | None,
-    intensities: bool,
+    model: Reconstructor, options: InferenceOptions, chosen: Sequence[bool] | None, intensities: bool
 ) -> dict[str, Any]:
     """Return what changes the reconstructions, as JSON types."""
     return {
@@ -181,11 +157,11 @@ def _settings(
             "dataset": model.plans_manager.dataset_name,
             "trainer": model.trainer_name,
             "plans": model.plans_manager.plans_name,
-            "checkpoint": checkpoint,
+            "checkpoint": options.checkpoint,
             "weights_sha256": [weights_sha256(weights) for weights in model.list_of_parameters],
         },
-        "mirroring": use_mirroring,
-        "step_size": step_size,
+        "mirroring": options.use_mirroring,
+        "step_size": options.step_size,
         "only_from": None if chosen is None else model.modalities.describe(chosen),
         "units": "training-set intensities" if intensities else "normalised",
     }
@@ -196,15 +172,14 @@ def _run(
     cases: Sequence[Case],
     output: Path,
     settings: dict[str, Any],
-    threads: tuple[int, int],
-    show_progress: bool,
+    options: InferenceOptions,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Reconstruct what comes from preparing threads, and have it finished by others meanwhile."""
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     done: dict[str, list[Output]] = {case.name: [] for case in cases}
     total = sum(len(case.subsets) for case in cases)
-    progress = tqdm(total=total, desc="Reconstructing", disable=not show_progress)
+    progress = tqdm(total=total, desc="Reconstructing", disable=not options.show_progress)
 
     def collect(result: Output) -> None:
         progress.update()
@@ -214,13 +189,14 @@ def _run(
             rows.extend(closed[0])
             failures.extend(closed[1])
 
-    with progress, ThreadPoolExecutor(max(threads[1], 1)) as pool:
+    with progress, ThreadPoolExecutor(max(options.num_threads_export, 1)) as pool:
         waiting: list[Future] = []
         try:
-            for entry in in_background([partial(workshop.prepare, case) for case in cases if case.subsets], threads[0]):
+            producers = [partial(workshop.prepare, case) for case in cases if case.subsets]
+            for entry in in_background(producers, options.num_threads_preprocessing):
                 progress.set_postfix_str(entry.case.name)
                 waiting.append(pool.submit(workshop.finish, entry, workshop.predict(entry)))
-                while len(waiting) > 2 * threads[1]:
+                while len(waiting) > 2 * options.num_threads_export:
                     collect(waiting.pop(0).result())
             for future in waiting:
                 collect(future.result())

@@ -1,0 +1,58 @@
+"""How a trained model is applied to many cases, whatever is made of the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nnunetv2_unimrseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Options that evaluating and reconstructing share, under nnU-Net's names where it has them.
+
+    Attributes:
+        checkpoint: file to load from each fold.
+        use_mirroring: average over mirrored images too, as nnU-Net does by default.
+        step_size: step of the sliding window, as a share of its size, above 0, at most 1.
+        device: where to compute.
+        perform_everything_on_device: keep the results of the sliding window on the device.
+        num_threads_preprocessing: cases prepared at a time while the network computes; 0 for none.
+        num_threads_export: results resampled, scored and written at a time meanwhile; 0 for none.
+        num_parts: do every `num_parts`-th case only ...
+        part_id: ... starting with this one.
+        show_progress: progress bars.
+
+    Raises:
+        UserError: when a number is out of range.
+    """
+
+    checkpoint: str = "checkpoint_final.pth"
+    use_mirroring: bool = True
+    step_size: float = 0.5
+    device: torch.device | str = "cuda"
+    perform_everything_on_device: bool = True
+    num_threads_preprocessing: int = 2
+    num_threads_export: int = 2
+    num_parts: int = 1
+    part_id: int = 0
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", torch.device(self.device))
+        if not 0 < self.step_size <= 1:
+            raise UserError(f"The step size must be larger than 0 and at most 1; it is {self.step_size}.")
+        if not 0 <= self.part_id < self.num_parts:
+            raise UserError(f"part_id must be from 0 to num_parts - 1 = {self.num_parts - 1}; it is {self.part_id}.")
+        threads = self.num_threads_preprocessing, self.num_threads_export
+        if min(threads) < 0:
+            raise UserError(
+                f"The numbers of threads (npp, nps) must be at least 0; they are {threads[0]} and {threads[1]}."
+            )
+
+    @property
+    def part(self) -> slice:
+        """Which of the cases this call does."""
+        return slice(self.part_id, None, self.num_parts)
