@@ -104,3 +104,17 @@ def test_wheel_holds_trainers_planners_and_the_shim(tmp_path):
         assert f"nnunetv2_unimrseg/{module}" in names
     assert not any(name.startswith(("tests/", "trainers/", "planners/", "scripts/")) for name in names)
     assert nnunetv2_unimrseg.__version__ in wheel.name
+
+
+def test_every_public_name_is_imported_when_it_is_used_and_torch_is_not_before():
+    code = (
+        "import sys, nnunetv2_unimrseg as package; assert 'torch' not in sys.modules; "
+        "assert set(package.__all__) <= set(dir(package)); "
+        "found = [getattr(package, name) for name in package.__all__]; "
+        "assert all(one.__module__.startswith('nnunetv2_unimrseg.') for one in found); "
+        "assert [one.__name__ for one in found] == package.__all__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(nnunetv2_unimrseg._MODULES) == set(nnunetv2_unimrseg.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):
+        nnunetv2_unimrseg.evaluat  # noqa: B018
