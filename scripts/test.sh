@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything a change must pass: lint, fast unit tests, then the integration tests with the real nnU-Net commands.
+# Everything a change must pass: lint, fast unit tests, the tests of the benchmark scripts, then the integration tests with
+# the real nnU-Net commands.
 # Makes its own virtual environment (.venv) where there is none. Extra arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,11 +20,12 @@ if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt
         echo "Chromium could not be installed"
 fi
 
-# two processes of two threads each would fight for the cores of a small machine
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 export MPLBACKEND=agg
+# one worker a core, each with one thread
+export OMP_NUM_THREADS=1
 
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-"$python_of_venv" -m pytest -q -m "not integration" "$@"
-"$python_of_venv" -m pytest -q -m integration --durations=15 "$@"
+bash scripts/lint.sh
+run=("$python_of_venv" -m pytest -q -n "${TEST_WORKERS:-auto}" --dist loadfile)
+"${run[@]}" -m "not integration and not benchmarks" "$@"
+"${run[@]}" -m benchmarks "$@"
+"${run[@]}" -m integration --durations=15 "$@"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 BIN = Path(sys.executable).parent
 CONFIGURATION = "3d_fullres"
@@ -117,8 +118,20 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The phantom with all three stages and the control trained on fold 0, by stock nnUNetv2_train."""
-    made = make_planned_workspace(tmp_path_factory.mktemp("workspace") / "nnunet")
-    for trainer in TRAINERS:
-        made.train(trainer)
-    return made
+    """The phantom with all three stages and the control trained on fold 0, by stock nnUNetv2_train.
+
+    It is made once for all workers of pytest-xdist; each gets a copy, so that tests may change it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    original, done = shared / "workspace_original", shared / "workspace_original.done"
+    with FileLock(f"{original}.lock"):
+        if not done.exists():
+            made = make_planned_workspace(original)
+            for trainer in TRAINERS:
+                made.train(trainer)
+            done.touch()
+    copy = tmp_path_factory.mktemp("workspace") / "nnunet"
+    shutil.copytree(original, copy)
+    return Workspace(copy)
