@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
-import benchmark_statistics as statistics
+from benchmarks import paired_statistics as statistics
 
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
 

@@ -8,16 +8,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import benchmark_accuracy as benchmark
 import pytest
 import torch
-from benchmark_variants import (
+from benchmarks import accuracy as benchmark
+from benchmarks import report
+from benchmarks.variants import (
     CONTROL,
-    HAND_OVER,
     SHARES,
     STAGE_1,
     STAGE_2,
     STAGE_3,
+    STAGES_1_2,
     STOCK,
     THREE_STAGES,
     VARIANTS,
@@ -28,6 +29,9 @@ from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.method.augmentation import draw_subsets
 from nnunetv2_unimrseg.method.step_cost import passes_per_sample
 from nnunetv2_unimrseg.stages import STAGES
+
+pytestmark = pytest.mark.benchmarks
+ROOT = Path(__file__).parents[1]
 
 
 def options(**changed: object) -> argparse.Namespace:
@@ -67,6 +71,23 @@ def test_stock_sees_complete_input_only_and_the_control_every_subset_alike():
     assert (counts - 1000).abs().max() < 200
 
 
+def test_stages_1_and_2_alone_have_all_of_the_budget():
+    first, second = chain(STAGES_1_2)
+    assert first.name == chain(THREE_STAGES)[0].name
+    assert second.passes == sum(task.passes for task in chain(THREE_STAGES)[1:])
+    assert second.settings["stage2"]["final_lr"] == 0
+
+
+@pytest.mark.parametrize("name", [*STAGE_1, *STAGE_2, *STAGE_3])
+def test_an_ablation_changes_one_thing(name):
+    variant = VARIANTS[name]
+    changed = [value for settings in variant.settings.values() for value in settings]
+    if variant.shares == SHARES:
+        assert len(changed) == 1
+    else:
+        assert set(changed) <= {"final_lr"}
+
+
 def test_ablations_of_stage_3_share_the_stages_before_it():
     first, second, _ = chain(THREE_STAGES)
     for name in STAGE_3:
@@ -76,10 +97,8 @@ def test_ablations_of_stage_3_share_the_stages_before_it():
     assert {chain(name)[0].name == first.name for name in STAGE_1} == {False}
 
 
-@pytest.mark.parametrize("name", [THREE_STAGES, *HAND_OVER])
-def test_one_decay_of_the_learning_rate_goes_over_stages_2_and_3(name):
-    first, second, third = chain(name)
-    assert first.name == chain(THREE_STAGES)[0].name
+def test_one_decay_of_the_learning_rate_goes_over_stages_2_and_3():
+    _, second, third = chain(THREE_STAGES)
     assert second.settings["stage2"]["final_lr"] == third.settings["stage3"]["initial_lr"] > 0
 
 
@@ -149,13 +168,13 @@ def test_trainings_are_done_once_and_results_are_kept(tmp_path):
     ],
 )
 def test_bad_input_is_one_error(monkeypatch, words, told):
-    monkeypatch.setattr(sys, "argv", ["benchmark_accuracy.py", *words])
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", *words])
     with pytest.raises(SystemExit, match=told):
         benchmark.main()
 
 
 def test_list_names_every_variant(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark_accuracy.py", "--list"])
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--list"])
     benchmark.main()
     printed = capsys.readouterr().out
     assert all(f"{name}: {variant.about}" in printed for name, variant in VARIANTS.items())
@@ -170,7 +189,7 @@ def test_settings_of_a_variant_reach_its_training(monkeypatch):
     assert replace(task, seed=5).name != task.name
 
 
-PUBLISHED = sorted((Path(__file__).parents[1] / "docs/benchmarks/accuracy").glob("*.json"))
+PUBLISHED = sorted((ROOT / report.ACCURACY).glob("*.json"))
 
 
 def test_published_results_are_those_of_the_variants_whose_names_they_have():
@@ -191,11 +210,11 @@ def test_published_results_are_those_of_the_variants_whose_names_they_have():
 @pytest.mark.integration
 def test_benchmark_of_the_tiny_phantom(workspace, tmp_path):
     command = [
-        "python", benchmark.__file__, "-d", workspace.dataset, "-p", workspace.plans, "-f", 0,
+        "python", "-m", "scripts.benchmarks.accuracy", "-d", workspace.dataset, "-p", workspace.plans, "-f", 0,
         "--seeds", 0, "--passes", 200, "--epochs", 4, "--variants", THREE_STAGES, STOCK, "no_adapters", "-o", tmp_path,
         "-device", "cpu",
     ]  # fmt: skip
-    workspace.run(*command)
+    workspace.run(*command, PYTHONPATH=str(ROOT))
     files = sorted((tmp_path / "results").iterdir())
     results = {result["variant"]: result for result in (json.loads(path.read_text()) for path in files)}
     assert set(results) == {THREE_STAGES, STOCK, "no_adapters"}
@@ -207,5 +226,5 @@ def test_benchmark_of_the_tiny_phantom(workspace, tmp_path):
     assert first[:2] == second[:2]
     assert first[2]["settings"]["adapters"] and not second[2]["settings"]["adapters"]
     before = {path: path.stat().st_mtime_ns for path in files}
-    workspace.run(*command)
+    workspace.run(*command, PYTHONPATH=str(ROOT))
     assert {path: path.stat().st_mtime_ns for path in files} == before

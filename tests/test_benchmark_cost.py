@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import benchmark_cost as cost
 import pytest
 import tiny
 import torch
-from benchmark_cost_counts import counts_of, counts_of_plans, multiply_adds, reference_plans
-from benchmark_cost_measures import (
+from benchmarks import cost
+from benchmarks.cost_counts import counts_of, counts_of_plans, multiply_adds, reference_plans
+from benchmarks.cost_measures import (
     Contender,
     Plans,
     make_trainer,
@@ -28,6 +28,8 @@ from benchmark_cost_measures import (
 from networks import unet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
+
+pytestmark = pytest.mark.benchmarks
 
 LABELS = {
     "classes": {"labels": {"background": 0, "whole": 1, "core": 2}},
@@ -202,11 +204,11 @@ def test_command_prints_and_writes_the_tables(plans, monkeypatch, tmp_path, caps
     (folder / "dataset.json").write_text(json.dumps(plans.dataset_json))
     monkeypatch.setenv("nnUNet_preprocessed", str(folder.parent))
     output = tmp_path / "cost.json"
-    words = ["benchmark_cost.py", "-d", "998", "--rounds", "1", "--measure", "steps", "prediction", "-o", str(output)]
+    words = ["cost.py", "-d", "998", "--rounds", "1", "--measure", "steps", "prediction", "-o", str(output)]
     monkeypatch.setattr(sys, "argv", words)
     cost.main()
     record = json.loads(output.read_text())
-    assert record["command"] == "python " + " ".join(words)
+    assert record["command"] == "python -m scripts.benchmarks.cost " + " ".join(words[1:])
     assert {"device", "hardware", "versions"} <= set(record)
     steps, prediction = record["tables"]
     assert [row[0] for row in steps["rows"]] == list(cost.contenders("float32"))

@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 
-import benchmark_accuracy as benchmark
 import pytest
 import tiny
-from benchmark_input import find_planned_dataset, refuse_other_settings, uneven_budgets
+from benchmarks import accuracy as benchmark
+from benchmarks.input import find_planned_dataset, refuse_other_settings, uneven_budgets
 
 from nnunetv2_unimrseg.errors import UserError
+
+pytestmark = pytest.mark.benchmarks
 
 DATASET = "Dataset998_Tiny"
 
@@ -70,8 +72,8 @@ def test_a_dataset_that_is_not_preprocessed_and_a_device_that_is_not_there_are_r
 
 def test_the_command_ends_with_one_line(dataset, monkeypatch, tmp_path):
     words = ["-d", "998", "-p", "Plan", "-o", str(tmp_path), "--passes", "10", "-device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["benchmark_accuracy.py", *words])
-    with pytest.raises(SystemExit, match=r"^benchmark_accuracy.py: error: There are no plans 'Plan'"):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", *words])
+    with pytest.raises(SystemExit, match=r"^accuracy.py: error: There are no plans 'Plan'"):
         benchmark.main()
 
 

@@ -7,29 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark_report as report
-import benchmark_statistics as statistics
-import benchmark_tables as tables
 import numpy as np
 import pytest
 from benchmark_records import DATASET, RUNS, by_patient, put, read_one, record, runs_of
-from benchmark_statistics import ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE
+from benchmarks import paired_statistics as statistics
+from benchmarks import report, tables
+from benchmarks.paired_statistics import ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE
 from scipy import stats
 
 from nnunetv2_unimrseg.errors import UserError
 
+pytestmark = pytest.mark.benchmarks
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """A README and a page with all blocks, without results."""
+    """A README with the line of results and a page with all blocks, without results."""
     pages = {
-        "README.md": f"# Title\n\n<!-- benchmark:headline:{DATASET} -->\n<!-- /benchmark -->\n\nafter\n",
+        "README.md": "# Title\n\n<!-- benchmark:line -->\n<!-- /benchmark -->\n\nafter\n",
         "docs/benchmarks.md": "# Page\n\n"
         + "\nbetween\n\n".join(
-            f"<!-- benchmark:{name} -->\n<!-- /benchmark -->\n"
-            for name in ("cost", *(f"{kind}:{DATASET}" for kind in report.TABLES))
+            f"<!-- benchmark:{name} -->\n<!-- /benchmark -->\n" for name in ("cost", "plots", *tables.TABLES)
         ),
     }
     for name, text in pages.items():
@@ -126,7 +125,7 @@ def test_differences_need_the_same_fold_and_seed(tmp_path):
     table = statistics.differences(benchmark, "three_stages", "control")
     assert benchmark.runs(["three_stages", "control"]) == [(0, 0)]
     assert table["n"].tolist() == [2] * 5 and table["mean"].tolist() == pytest.approx([0.1] * 5)
-    assert tables.trio(benchmark) == [] and tables.headline([benchmark]) == tables.NO_RESULTS
+    assert tables.trio(benchmark) == [] and tables.subset_tables([benchmark]) == tables.NO_RESULTS
     nothing = statistics.differences(benchmark, "three_stages", "stock")
     assert nothing["n"].tolist() == [0] * 5 and nothing["mean"].isna().all()
 
@@ -134,19 +133,23 @@ def test_differences_need_the_same_fold_and_seed(tmp_path):
 @pytest.mark.parametrize(
     "gains, said",
     [
-        ((0.06, 0.08, 0.05, 0.09), "the three stages are better than the control: +7.0"),
-        ((-0.06, -0.08, -0.05, -0.09), "the three stages are worse than the control: -7.0"),
-        ((-0.06, 0.08, -0.05, 0.04), "no difference to the control is shown: +0.2"),
+        ((0.06, 0.08, 0.05, 0.09), ("+7.0", "better")),
+        ((-0.06, -0.08, -0.05, -0.09), ("-7.0", "worse")),
+        ((-0.06, 0.08, -0.05, 0.04), ("+0.2", "no difference shown")),
     ],
 )
-def test_the_headline_says_what_the_interval_shows(tmp_path, gains, said):
+def test_the_line_says_what_the_interval_shows(tmp_path, gains, said):
     base = np.array([0.50, 0.55, 0.65, 0.70])
     records = [*runs_of("control", by_patient(base)), *runs_of("three_stages", by_patient(base + gains))]
-    text = tables.headline([read_one(tmp_path, records)])
-    assert said in text and "80 passes a run: on incomplete" in text and "4 patients, 2 folds, 2 seeds)" in text
-    assert "stock" not in text.replace("control: stock", "")
-    assert "| P, 80 passes | control | 60.0 | 60.0 | 60.0 | 60.0 | - |" in text
-    assert "|  | all three stages |" in text
+    text = tables.line([read_one(tmp_path, records)])
+    assert text.startswith("Three stages minus control, mean over the incomplete subsets, Dice points: sarcoma P, 80")
+    assert f"sarcoma P, 80 passes: {said[0]} (" in text and f"), 4 patients, 4 runs, {said[1]}. In parentheses" in text
+    assert "stock" not in text
+
+
+def test_the_line_compares_complete_input_with_stock(tmp_path):
+    text = tables.line([read_one(tmp_path, full_grid())])
+    assert "Three stages minus stock nnU-Net, complete input: sarcoma P, 80 passes: -8.0 (" in text
 
 
 def test_the_tables_show_the_figures(repository):
@@ -154,44 +157,36 @@ def test_the_tables_show_the_figures(repository):
     report.write(repository)
     page = (repository / "docs/benchmarks.md").read_text()
     stock = "| stock nnU-Net | 4 (2 x 2) | 4 | 57.9 ± 0.0 | 75.0 ± 0.0 | 55.0 ± 0.0 | 55.0 ± 0.0 | 55.0 ± 0.0 | 7.0 |"
-    assert stock in page
-    assert "| all three stages - control | 4 | +7.0 (" in page
-    assert "| ○ | ● | ○ | 55.0 | 60.0 | 67.0 | +7.0 (" in page and "| ● | ● | ● | 75.0 | 60.0 | 67.0 |" in page
-    row = "| `without_x` | without_x: in words | `three_stages` | worse | 2 | 54.0 | 59.5 | -5.5 (-8.0 to -3.0) | -5.5"
-    assert row in page
-    assert "| patch | 8 x 8 x 4 voxels |" in page
-    assert "| `control` | stage2 4 | stage2: initial_lr 0.03 | 80 | 10 | 1.00 |" in page
-    readme = (repository / "README.md").read_text()
-    assert "|  | all three stages | 67.0 | 67.0 | 67.0 | 67.0 | +7.0 (" in readme and readme.endswith("\n\nafter\n")
-    assert page.count("\nbetween\n") == 5
+    assert f"| sarcoma P, 80 passes {stock}" in page
+    assert "| sarcoma P, 80 passes | all three stages - control | 4 | +7.0 (" in page
+    assert "| sarcoma P, 80 passes | all three stages - stock nnU-Net | 4 | +9.1 (" in page
+    assert "| ○ | ● | ○ | 55.0 / 60.0 / 67.0 | +7.0 (" in page and "| ● | ● | ● | 75.0 / 60.0 / 67.0 | +7.0 (" in page
+    row = "| `without_x` | without_x: in words | worse | 2 | 54.0 | 59.5 | -5.5 (-8.0 to -3.0) | -5.5"
+    assert f"| sarcoma P, 80 passes {row}" in page
+    assert "| 8 x 8 x 4 | 2 | 4, 8 | 0.03 | 80 to 80 | 10 | 1.00 |" in page
+    line = (repository / "README.md").read_text().removeprefix("# Title\n\n<!-- benchmark:line -->\n")
+    assert line.endswith("\n<!-- /benchmark -->\n\nafter\n") and line.startswith("Three stages minus control")
+    assert line.splitlines()[0] in page
+    assert page.count("\nbetween\n") == 6
 
 
-@pytest.mark.parametrize("with_default", [False, True])
-def test_changes_of_the_earlier_default_are_compared_with_it(repository, with_default):
-    earlier = [
-        *runs_of("control", by_patient((0.50, 0.55, 0.65, 0.70))),
-        *runs_of("earlier_default", by_patient((0.53, 0.56, 0.69, 0.74))),
-        *runs_of("earlier_no_adapters", by_patient((0.51, 0.53, 0.68, 0.72))),
-    ]
-    default = runs_of("three_stages", by_patient((0.56, 0.63, 0.70, 0.79))) if with_default else []
-    benchmark = read_one(repository / report.ACCURACY, [*earlier, *default])
-    against_default = {"three_stages": ["earlier_default"]} if with_default else {}
-    assert tables.ablated(benchmark) == {**against_default, "earlier_default": ["earlier_no_adapters"]}
-    assert tables.trio(benchmark) == ["control", "three_stages" if with_default else "earlier_default"]
-    assert (tables.headline([benchmark]) != tables.NO_RESULTS) == with_default
+def test_other_blocks_of_the_readme_are_left_alone(repository):
+    readme = repository / "README.md"
+    old = "<!-- benchmark:headline:D -->\nby hand\n<!-- /benchmark -->\n"
+    readme.write_text(old)
+    put(repository / report.ACCURACY, full_grid())
     report.write(repository)
-    page = (repository / "docs/benchmarks.md").read_text()
-    assert "| no adapters: the decoder alone learns | `earlier_default` | worse | 4 | 61.0 | 63.0 |" in page
-    assert ("| `three_stages` | worse | 4 | 63.0 | 67.0 | -4.0 (" in page) == with_default
-    assert "| all three stages, earlier default - control | 4 | +3.0 (" in page
-    assert len(report.plots_of(benchmark)) == 2 + with_default
+    assert readme.read_text() == old and report.problems(repository) == []
 
 
-def test_a_change_of_an_earlier_default_is_not_compared_with_another(tmp_path):
-    variants = ("three_stages", "annealed_no_adapters")
-    benchmark = read_one(tmp_path, [one for name in variants for one in runs_of(name, by_patient((0.5,) * 4))])
-    assert tables.ablated(benchmark) == {}
-    assert report.block(f"parts:{DATASET}", [benchmark], tmp_path) == tables.NO_RESULTS
+def test_settings_of_a_dataset_share_a_table_of_subsets(tmp_path):
+    longer = runs_of("control", by_patient((0.5,) * 4), budget=160)
+    other = runs_of("control", by_patient((0.4,) * 4), dataset="Dataset001_Other")
+    text = tables.subset_tables(statistics.read_results(put(tmp_path, [*full_grid(), *longer, *other])))
+    first, second = text.split("\n\n")
+    assert first.startswith("| A | B | C | Dataset001_Other P, 80 passes: control |")
+    assert second.splitlines()[2].startswith("| ● | ○ | ○ | 55.0 / 60.0 / 67.0 | +7.0 (")
+    assert second.splitlines()[2].endswith(" | 50.0 |") and len(second.splitlines()) == 2 + 7
 
 
 def test_a_setting_without_ablations_leaves_their_table_to_the_others(repository):
@@ -207,7 +202,9 @@ def test_a_single_variant_is_enough_for_a_page(repository, variant):
     put(repository / report.ACCURACY, runs_of(variant, by_patient((0.5, 0.6, 0.7, 0.8)), runs=RUNS[:1]))
     report.write(repository)
     assert report.problems(repository) == []
-    assert f"| `{variant}` | stage2 4 |" in (repository / "docs/benchmarks.md").read_text()
+    page = (repository / "docs/benchmarks.md").read_text()
+    assert "| sarcoma P, 80 passes | A, B, C | bfloat16 |" in page
+    assert ("| 1 (1 x 1) | 2 | 55.0 |" in page) == (variant != "without_x")
 
 
 def test_an_interrupted_training_counts_as_long_as_a_whole_one():
@@ -225,7 +222,7 @@ def test_the_check_names_what_differs_and_writes_nothing(repository):
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     found = report.problems(repository)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
-    for name in (f"README.md: headline:{DATASET}", f"benchmarks.md: main:{DATASET}", "by_number.png is not there"):
+    for name in ("README.md: line", "benchmarks.md: main", "by_number.png is not there"):
         assert any(line.endswith(name) for line in found), name
     assert not any(line.endswith(": cost") for line in found)
 
@@ -233,15 +230,15 @@ def test_the_check_names_what_differs_and_writes_nothing(repository):
     assert report.problems(repository) == []
     page = repository / "docs/benchmarks.md"
     page.write_text(page.read_text().replace("| 2 | 54.0 |", "| 2 | 54.1 |"))
-    assert report.problems(repository) == [f"{page}: ablations:{DATASET}"]
-    command = [sys.executable, ROOT / "scripts" / "benchmark_report.py", "--repository", repository]
-    failed = subprocess.run([*command, "--check"], capture_output=True, text=True)
-    assert failed.returncode == 1 and f"{page}: ablations:{DATASET}" in failed.stderr
-    assert subprocess.run(command).returncode == 0
-    assert subprocess.run([*command, "--check"]).returncode == 0
+    assert report.problems(repository) == [f"{page}: ablations"]
+    command = [sys.executable, "-m", "scripts.benchmarks.report", "--repository", repository]
+    failed = subprocess.run([*command, "--check"], capture_output=True, text=True, cwd=ROOT)
+    assert failed.returncode == 1 and f"{page}: ablations" in failed.stderr
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert subprocess.run([*command, "--check"], cwd=ROOT).returncode == 0
 
 
-def test_parts_are_shown_by_what_they_bring(tmp_path):
+def test_ablations_are_compared_with_the_three_stages_of_their_setting(tmp_path):
     results = [
         *runs_of("three_stages", by_patient((0.50, 0.60, 0.70, 0.80))),
         *runs_of("no_contrast", by_patient((0.48, 0.60, 0.68, 0.80), **{"A+B+C": -0.02})),
@@ -249,12 +246,15 @@ def test_parts_are_shown_by_what_they_bring(tmp_path):
     ]
     longer = runs_of("three_stages", by_patient((0.5,) * 4), budget=160)
     longer += runs_of("no_adapters", by_patient((0.6,) * 4), runs=RUNS[:1], budget=160)
-    text = report.block(f"parts:{DATASET}", statistics.read_results(put(tmp_path, results + longer)), tmp_path)
-    contrast, adapters = text.splitlines()[2:]
-    assert contrast.startswith("| contrastive loss | `three_stages` - `no_contrast` | P, 80 passes | 4 | +1.0 (")
-    assert "| +3.0 (" in contrast
-    assert adapters.startswith("| adapters | `three_stages` - `no_adapters` | P, 160 passes | 1 | -10.0")
-    assert report.block("parts:Dataset001_Other", [], tmp_path) == tables.NO_RESULTS
+    alone = runs_of("no_adapters", by_patient((0.6,) * 4), budget=320)
+    benchmarks = statistics.read_results(put(tmp_path, [*results, *longer, *alone]))
+    contrast, adapters = report.block("ablations", benchmarks, tmp_path).splitlines()[2:]
+    words = "`no_contrast` | no contrastive loss | no difference shown | 4 | 64.0 | 65.0 |"
+    assert contrast.startswith(f"| sarcoma P, 80 passes | {words} -1.0 (")
+    assert "| -3.0 (" in contrast
+    words = "`no_adapters` | no adapters: the decoder alone learns | better | 1 | 60.0 | 50.0 |"
+    assert adapters.startswith(f"| sarcoma P, 160 passes | {words} +10.0")
+    assert report.block("ablations", [], tmp_path) == tables.NO_RESULTS
 
 
 def test_added_results_are_small_and_complete(repository, tmp_path):
@@ -277,10 +277,10 @@ def test_added_results_are_small_and_complete(repository, tmp_path):
     assert report.add(repository / report.ACCURACY, repository) == 1 and copy.read_text() == text
     with pytest.raises(UserError, match="no result files"):
         report.add(tmp_path / "empty", repository)
-    other = put(tmp_path / "other", [record("control", dataset="Dataset001_Other")])
-    with pytest.raises(UserError, match=r"Dataset001_Other are shown nowhere.*Put this line"):
-        report.add(other, repository)
     assert list((repository / report.ACCURACY).glob("*.json")) == [copy]
+    report.add(put(tmp_path / "other", [record("control", dataset="Dataset001_Other")]), repository)
+    report.write(repository)
+    assert "| Dataset001_Other P, 80 passes | control |" in (repository / "docs/benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -299,20 +299,14 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path, second, message):
         statistics.read_results(tmp_path)
 
 
-def test_each_plan_and_budget_has_tables_and_rows_of_the_headline(repository):
-    others = {"budget": 1000, "dice": by_patient((0.7,) * 4)}, {"plans": "Q", "patch_size": [4, 4, 4]}
+def test_each_plan_and_budget_has_rows_of_its_own(repository):
+    others = {"budget": 1000, "dice": by_patient((0.7,) * 4)}, {"plans": "Q", "configuration": "2d"}
     put(repository / report.ACCURACY, [record("control"), *(record("control", **other) for other in others)])
     report.write(repository)
-    page, readme = ((repository / name).read_text() for name in ("docs/benchmarks.md", "README.md"))
-    for setting in (
-        "P, 3d_fullres, patch 8 x 8 x 4, 80",
-        "P, 3d_fullres, patch 8 x 8 x 4, 1000",
-        "Q, 3d_fullres, patch 4 x 4 x 4, 80",
-    ):
-        assert page.count(f"{DATASET}, {setting} passes a run:") == 3
-    for row in ("P, 80 passes | control | 50.0", "P, 1000 passes | control | 70.0", "Q, 80 passes | control | 50.0"):
-        assert readme.count(f"| {row} |") == 1
-    assert readme.count("| setting |") == 1
+    page = (repository / "docs/benchmarks.md").read_text()
+    for row in ("P, 80 passes | control", "P, 1000 passes | control", "Q, 2d, 80 passes | control"):
+        assert page.count(f"| sarcoma {row} | 1 (1 x 1) | 2 |") == 1
+    assert "| sarcoma P, 1000 passes | control | 1 (1 x 1) | 2 | 70.0 |" in page
 
 
 @pytest.mark.parametrize(
@@ -321,7 +315,7 @@ def test_each_plan_and_budget_has_tables_and_rows_of_the_headline(repository):
         ("<!-- benchmark:mian:D -->\n<!-- /benchmark -->\n", "There is no block 'benchmark:mian:D'"),
         ("<!-- benchmark:cost -->\n", "needs a '<!-- /benchmark -->'"),
         ("<!-- /benchmark -->\n", "and the reverse"),
-        ("nothing\n", f"results of {DATASET} are shown nowhere"),
+        ("nothing\n", "results are shown nowhere: .*Put this line"),
     ],
 )
 def test_wrong_markers_are_named(repository, text, message):
@@ -331,31 +325,58 @@ def test_wrong_markers_are_named(repository, text, message):
         report.problems(repository)
 
 
-def test_cost_tables_are_shown(repository):
-    measured = {
-        "hardware": "2 cores",
+def cost_file(name, *tables_of_it):
+    return {
+        "hardware": name,
         "versions": {"torch": "2.9", "python": "3.11"},
-        "command": "python scripts/benchmark_cost.py",
-        "tables": [{"title": "training step", "columns": ["what", "seconds"], "rows": [["a|b", 1.5]], "note": "n = 3"}],
+        "command": "python -m scripts.benchmarks.cost",
+        "tables": [dict(zip(("title", "columns", "rows", "note"), one, strict=True)) for one in tables_of_it],
     }
+
+
+def test_cost_tables_are_shown(repository):
     (repository / report.COST).mkdir(parents=True)
+    measured = cost_file("2 cores", ("counts", ["what", "size"], [["a|b", 1.5]], "n = 3"))
     (repository / report.COST / "cpu.json").write_text(json.dumps(measured))
     report.write(repository)
     page = (repository / "docs/benchmarks.md").read_text()
-    assert "2 cores; torch 2.9, python 3.11; python scripts/benchmark_cost.py\n" in page
-    assert "**training step**\n\n| what | seconds |\n| :-- | --: |\n| a\\|b | 1.5 |\n\nn = 3\n" in page
+    assert "| cpu | 2 cores | torch 2.9, python 3.11 | python -m scripts.benchmarks.cost |\n" in page
+    rows = "| measurement | what | size |\n| :-- | :-- | --: |\n| cpu | a\\|b | 1.5 |\n"
+    assert f"**counts.** n = 3\n\n{rows}" in page
+
+
+def test_ratios_of_several_measurements_stand_side_by_side_with_the_missed_targets(tmp_path):
+    steps = "training step", ["trainer", "seconds", "/ stock", "target", "kept"]
+    memory = "memory", ["trainer", "peak, MB", "/ stock", "reserved, MB", "target, MB", "kept"]
+    files = {
+        "cpu": cost_file(
+            "2 cores",
+            (*steps, [["stage 1", "1", "0.91", "1.10", "yes"], ["stage 2", "2", "2.30", "2.10", "no"]], "n = 3"),
+            (*memory, [["stage 1", "70", "1.20", "-", "60", "no"]], ""),
+        ),
+        "cuda": cost_file(
+            "a GPU",
+            (*steps, [["stage 1", "1", "1.12", "1.10", "no"]], "n = 3"),
+            (*memory, [["stage 1", "50", "1.10", "65", "60", "no"]], ""),
+        ),
+    }
+    for name, measured in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(measured))
+    text = tables.cost_tables(tmp_path)
+    assert "**Over stock nnU-Net.** n = 3\n\n| measured | of | cpu | cuda |\n" in text
+    assert "| training step | trainer: stage 1 | 0.91 | 1.12 (missed: target 1.10) |\n" in text
+    assert "| training step | trainer: stage 2 | 2.30 (missed: target 2.10) | - |\n" in text
+    cells = "1.20 (missed: 70 MB, target 60) | 1.10 (missed: 65 MB, target 60)"
+    assert f"| memory | trainer: stage 1 | {cells} |\n" in text
 
 
 def test_plots_show_the_figures(tmp_path):
     benchmark = read_one(tmp_path, full_grid())
-    plots = {name.rpartition("80_")[2]: draw() for name, (_, draw) in report.plots_of(benchmark).items()}
-    (axes,) = plots["by_number.png"].axes
+    ((name, (_, draw)),) = report.plots_of([benchmark]).items()
+    assert name == f"{DATASET}_P_passes80_by_number.png"
+    (axes,) = draw().axes
     stock, control, three_stages = axes.lines
     assert stock.get_ydata() == pytest.approx([55, 55, 75]) and control.get_ydata() == pytest.approx([60] * 3)
     assert three_stages.get_label() == "all three stages" and three_stages.get_ydata() == pytest.approx([67] * 3)
-    (axes,) = plots["ablations.png"].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["without_x: in words"]
-    _, incomplete, complete = axes.lines
-    assert incomplete.get_xdata() == pytest.approx([-5.5]) and complete.get_xdata() == pytest.approx([-5.5])
-    (low, _), (high, _) = axes.collections[0].get_segments()[0]
-    assert (low, high) == pytest.approx((-8, -3))
+    (_, low), (_, high) = axes.collections[0].get_segments()[0]
+    assert 40 < low < 55 < high < 70

@@ -8,7 +8,7 @@ import math
 import pytest
 import tiny
 import torch
-from benchmark_cost_counts import counts_of
+from benchmarks.cost_counts import counts_of
 from networks import images, stock_unet, train_adapters, unet
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn

@@ -1,13 +1,13 @@
 """Train and evaluate variants of the method, the control and stock nnU-Net at equal compute.
 
-    python scripts/benchmark_accuracy.py -d 501 -p nnUNetUniMRSegPlans -f 0 1 2 3 4 --seeds 0 1 2 --passes 8000 \\
+    python -m scripts.benchmarks.accuracy -d 501 -p nnUNetUniMRSegPlans -f 0 1 2 3 4 --seeds 0 1 2 --passes 8000 \\
         --variants stock control three_stages -o BENCHMARK -device cpu --jobs 2
 
 The dataset must be planned and preprocessed, and its raw images must be there: what a variant is tested with is left
 out before preprocessing. The budget is counted in forward-backward passes of the planned network over a patch, so
-several views of a patch are paid for. Variants are those of `benchmark_variants.py` (`--list`); trainings that several
-of them share are done once. Each run gets one file in BENCHMARK/results; a second call goes on where an interrupted one
-stopped. `benchmark_report.py` turns the files into tables and plots.
+several views of a patch are paid for. Variants are those of `variants.py` (`--list`); trainings that several of them
+share are done once. Each run gets one file in BENCHMARK/results; a second call goes on where an interrupted one
+stopped. `report.py` turns the files into tables and plots. Run it from the repository's root.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from benchmark_training import DONE, Run, Task, train
-from benchmark_variants import BUDGET_SETTINGS, MAIN, VARIANTS
+from .training import DONE, Run, Task, train
+from .variants import BUDGET_SETTINGS, MAIN, VARIANTS
 
 METRICS = ("dice", "hd95_mm")
 
@@ -237,11 +237,11 @@ def main() -> None:
     problems = [f"there is no variant '{name}' (see --list)" for name in names if name not in VARIANTS]
     problems += [f"{flag} is missing" for flag in ("-d", "-o", "--passes") if not getattr(args, flag.strip("-"))]
     if problems:
-        sys.exit("benchmark_accuracy.py: error: " + "; ".join(problems))
-    from benchmark_input import find_planned_dataset, refuse_other_settings, uneven_budgets
-
+        sys.exit("accuracy.py: error: " + "; ".join(problems))
     from nnunetv2_unimrseg.cli.model_arguments import number_from_environment
     from nnunetv2_unimrseg.errors import UserError
+
+    from .input import find_planned_dataset, refuse_other_settings, uneven_budgets
 
     try:
         dataset = find_planned_dataset(args)
@@ -253,7 +253,7 @@ def main() -> None:
         ]
         refuse_other_settings(runs, args.o)
     except UserError as error:
-        sys.exit(f"benchmark_accuracy.py: error: {error}")
+        sys.exit(f"accuracy.py: error: {error}")
     for remark in uneven_budgets(runs):
         print(remark)
     threads = max(1, number_from_environment("OMP_NUM_THREADS", os.cpu_count() or 1) // args.jobs)

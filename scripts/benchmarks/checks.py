@@ -1,7 +1,7 @@
 """What the checks of cases add to `unimrseg plan` and to `unimrseg predict`, as a share of the whole, in one run.
 
-    python scripts/benchmark_checks.py                        50 generated patients of 40 x 48 x 40 voxels
-    python scripts/benchmark_checks.py --shape 128 128 96     larger ones
+    python -m scripts.benchmarks.checks                            50 generated patients of 40 x 48 x 40 voxels
+    python -m scripts.benchmarks.checks --shape 128 128 96         larger ones
 
 Planning and predicting are nnU-Net's and this package's own functions in this process (and the worker processes that
 they start), timed part by part: for `plan` the check of the raw cases, the fingerprint, the plans, the preprocessing

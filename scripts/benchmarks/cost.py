@@ -1,6 +1,6 @@
 """What the three stages cost, as ratios to stock nnU-Net measured in the same run.
 
-    python scripts/benchmark_cost.py -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans -device cpu -o cost_cpu.json
+    python -m scripts.benchmarks.cost -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans -device cpu -o cost_cpu.json
 
 Patches are random, so the dataset must be planned, not preprocessed. Trainers take turns on one batch, so that whatever
 else the machine does hits all of them; tables hold medians. Stock nnU-Net computes in float32 on a CPU; with
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark_cost_counts import counts_of_plans, reference_plans
-from benchmark_cost_measures import Contender, Plans, hardware, peak_memory, prediction_seconds, training_seconds
+from .cost_counts import counts_of_plans, reference_plans
+from .cost_measures import Contender, Plans, hardware, peak_memory, prediction_seconds, training_seconds
 
 STOCK = "stock nnU-Net"
 NONE = "-"
@@ -271,7 +271,7 @@ def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list
 
     entries = plans.entries
     return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "scripts.benchmarks.cost", *sys.argv[1:]]),
         "device": args.device,
         "hardware": hardware(args.device),
         "versions": versions_of("nnunetv2", "torch"),
@@ -308,7 +308,7 @@ def main() -> None:
     try:
         dataset, plans = planned(args)
     except UserError as error:
-        sys.exit(f"benchmark_cost.py: error: {error}")
+        sys.exit(f"cost.py: error: {error}")
     tables = []
     for name in args.measure:
         tables.append(MEASURES[name](plans, args))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmark_cost_measures import Plans, prediction_networks
+from .cost_measures import Plans, prediction_networks
 
 
 @dataclass(frozen=True)

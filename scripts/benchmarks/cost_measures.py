@@ -1,4 +1,4 @@
-"""The measurements of `benchmark_cost.py`: time and memory of a training step, time of a prediction.
+"""The measurements of `cost.py`: time and memory of a training step, time of a prediction.
 
 All of them take random patches, so plans and dataset.json are the only files needed. Networks and trainers are those
 that nnU-Net would build from these plans, with random weights.

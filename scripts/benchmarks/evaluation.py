@@ -1,6 +1,6 @@
 """Time of evaluating every subset, over that many stock predictions of the same cases, in one run.
 
-    python scripts/benchmark_evaluation.py -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans -i IMAGES -l LABELS
+    python -m scripts.benchmarks.evaluation -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans -i IMAGES -l LABELS
 
 Both are measured as whole processes: `nnUNetv2_predict` of the complete cases, and `unimrseg evaluate` of all subsets
 with its tables, plots and report. They take turns, and medians are printed as a Markdown table. Nothing is kept.

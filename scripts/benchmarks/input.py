@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark_training import Run, planned_passes
-
 from nnunetv2_unimrseg.cli.model_arguments import device_of
 from nnunetv2_unimrseg.cli.train import FOLDS, check_preprocessed
 from nnunetv2_unimrseg.errors import UserError
@@ -21,6 +19,8 @@ from nnunetv2_unimrseg.nnunet.paths import (
     read_json,
     read_plans,
 )
+
+from .training import Run, planned_passes
 
 UNEVEN = 0.05
 """Share of the budget by which a run may miss it without a remark."""

@@ -1,4 +1,4 @@
-"""The statistics of the accuracy benchmark: what `benchmark_report.py` puts into words and plots.
+"""The statistics of the accuracy benchmark: what `report.py` puts into words and plots.
 
 A result file is one run: a variant on a fold with a seed. Dice is averaged over the labels of a patient first. The unit
 is the patient: values of several seeds are averaged for each patient, then compared between variants, on the folds and
@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from benchmark_variants import VARIANTS
 
 from nnunetv2_unimrseg.comparison.statistics import bootstrap_intervals
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Subset
+
+from .variants import VARIANTS
 
 ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE = "all subsets", "complete", "incomplete", "leave-one-out", "single"
 
@@ -57,7 +58,7 @@ class Benchmark:
 
     @property
     def variants(self) -> list[str]:
-        """Names of the variants that have results, in the order of `benchmark_variants.py`; others last."""
+        """Names of the variants that have results, in the order of `variants.py`; others last."""
         there = list(dict.fromkeys(record["variant"] for record in self.records))
         return [name for name in VARIANTS if name in there] + [name for name in there if name not in VARIANTS]
 
