@@ -339,7 +339,7 @@ SMALLER = {
     "unimrseg plan": " -gpu_memory_target 1 --base-features 8 -np 1",
     "unimrseg train": " -device cpu",
     "unimrseg predict": " -device cpu -npp 0 -nps 0 --disable_tta",
-    "unimrseg evaluate": " -device cpu --disable_tta --subsets single complete",
+    "unimrseg evaluate": " -device cpu --disable_tta --subsets single complete FLAIR+T1",
     "unimrseg reconstruct": " -device cpu --disable_tta",
     "nnUNetv2_predict": " -device cpu -npp 0 -nps 0 --disable_tta",
 }
