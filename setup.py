@@ -11,5 +11,5 @@ setup(
         f"{PACKAGE}.planners",
     ],
     package_dir={f"{PACKAGE}.trainers": "trainers", f"{PACKAGE}.planners": "planners"},
-    package_data={f"{PACKAGE}.reports": ["templates/*"]},
+    package_data={PACKAGE: ["py.typed"], f"{PACKAGE}.reports": ["templates/*"]},
 )

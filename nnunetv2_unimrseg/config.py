@@ -306,8 +306,8 @@ class UniMRSegConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> UniMRSegConfig:
         """Read `{section: {field: value}}`; what is absent keeps its default."""
         problems: list[str] = []
-        sections = {}
-        known_sections = {field.name: field.default_factory for field in dataclasses.fields(cls)}
+        sections: dict[str, Any] = {}
+        known_sections: dict[str, Any] = {field.name: field.default_factory for field in dataclasses.fields(cls)}
         if not isinstance(values, Mapping):
             raise UserError(f"The '{PLANS_KEY}' entry of the plans must be an object of sections, found {values!r}.")
         for name, entries in values.items():
@@ -368,7 +368,7 @@ def _read_section(name: str, section: type, entries: Mapping[str, Any], problems
     return section(**accepted)
 
 
-def value_problem(field: dataclasses.Field, value: object) -> str | None:
+def value_problem(field: dataclasses.Field[Any], value: object) -> str | None:
     """Return what is wrong with `value` for a field made by `option`, or None."""
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
     if choices and any(type(value) is type(choice) and value == choice for choice in choices):
@@ -387,7 +387,7 @@ def value_problem(field: dataclasses.Field, value: object) -> str | None:
     return None
 
 
-def allowed_range(field: dataclasses.Field) -> str:
+def allowed_range(field: dataclasses.Field[Any]) -> str:
     """Return the allowed values of a field in words, as in "from 0.0 to 1.0"."""
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
     words = []

@@ -122,8 +122,9 @@ def check_channels(dataset_json: Mapping[str, Any]) -> tuple[list[str], dict[str
     if entries is None:
         return found, {}
     _check_numbers(entries, key, found)
-    if len({whole_number(number) for number, _ in entries} - {None}) == len(entries):
-        entries.sort(key=lambda entry: whole_number(entry[0]))
+    by_number = {known: entry for entry in entries if (known := whole_number(entry[0])) is not None}
+    if len(by_number) == len(entries):
+        entries = [by_number[known] for known in sorted(by_number)]
     channels = {}
     for place, (number, name) in enumerate(entries):
         if not isinstance(name, str):
@@ -164,13 +165,14 @@ def _check_numbers(entries: Sequence[tuple[Any, Any]], key: str, found: list[str
     numbers = [whole_number(number) for number, _ in entries]
     unknown = [shown(number) for (number, _), known in zip(entries, numbers, strict=True) if known is None]
     twice = [shown(number) for (number, _), known in zip(entries, numbers, strict=True) if numbers.count(known) > 1]
+    in_order = sorted(number for number in numbers if number is not None)
     if unknown:
         found.append(f'"{key}" has {", ".join(unknown)} where channel numbers ("0", "1", ...) must stand.')
     elif twice:
         found.append(f'"{key}" numbers several channels alike: {", ".join(twice)}.')
-    elif sorted(numbers) != list(range(len(numbers))):
+    elif in_order != list(range(len(numbers))):
         found.append(
-            f'"{key}" has the channel numbers {", ".join(map(str, sorted(numbers)))}, but they must be 0, 1, 2, ... '
+            f'"{key}" has the channel numbers {", ".join(map(str, in_order))}, but they must be 0, 1, 2, ... '
             "without a gap, as in the names of the image files (_0000, _0001, ...)."
         )
 

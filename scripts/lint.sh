@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bin="${BIN:-.venv/bin}"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+"$bin/mypy"
 # trainers/ and planners/ are packages below nnunetv2_unimrseg only once they are installed
 built="$(mktemp -d)"
 trap 'rm -rf "$built"' EXIT

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
@@ -81,7 +82,7 @@ class SubsetDeck:
         """Return the next incomplete subsets, `(num_samples, C)` booleans on the CPU."""
         if not self._subsets:
             return draw_subsets(num_samples, self.num_modalities, complete_allowed=False, generator=self._generator)
-        dealt = []
+        dealt: list[tuple[bool, ...]] = []
         while len(dealt) < num_samples:
             if not self._deck:
                 self._deck = self._random.sample(self._subsets, len(self._subsets))
@@ -147,7 +148,7 @@ def draw_corruption(shape: Sequence[int], config: Stage1Config, generator: torch
     )
 
 
-class ModalityCorruptionTransform(ImageOnlyTransform):
+class ModalityCorruptionTransform(ImageOnlyTransform):  # type: ignore[misc]  # its package ships no types
     """Stage 1's corruption of one sample `(C, X, Y[, Z])` in a batchgeneratorsv2 pipeline.
 
     Missing channels become NaN, which later transforms and the network understand. `get_parameters` draws, `apply`
@@ -161,7 +162,7 @@ class ModalityCorruptionTransform(ImageOnlyTransform):
         super().__init__()
         self.config = config
 
-    def get_parameters(self, **data_dict: object) -> dict[str, Corruption]:
+    def get_parameters(self, **data_dict: Any) -> dict[str, Corruption]:
         """Draw the corruption for the sample `data_dict["image"]`."""
         return {"corruption": draw_corruption((1, *data_dict["image"].shape), self.config)}
 

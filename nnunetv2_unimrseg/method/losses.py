@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,8 @@ class Float32Loss(nn.Module):
         in_float32 = logits.float() if isinstance(logits, Tensor) else [scale.float() for scale in logits]
         device = in_float32.device if isinstance(in_float32, Tensor) else in_float32[0].device
         with without_autocast(device):
-            return self.loss(in_float32, target)
+            loss: Tensor = self.loss(in_float32, target)
+        return loss
 
 
 def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
@@ -82,7 +84,9 @@ def _box_filter(x: Tensor, window: int) -> Tensor:
 
 def _add_shifted(x: Tensor, axis: int, window: int) -> Tensor:
     length = x.shape[axis] - window + 1
-    return sum(x.narrow(axis, shift, length) for shift in range(window)) / window
+    total: Any = sum(x.narrow(axis, shift, length) for shift in range(window))  # sum's type allows for no summand
+    mean: Tensor = total / window
+    return mean
 
 
 def _pool_axis(x: Tensor, axis: int, window: int) -> Tensor:
@@ -178,6 +182,7 @@ def nt_xent(
     others = views
     if past is not None:
         others = torch.cat((views, F.normalize(past.detach().float(), dim=1)))
+        assert past_patients is not None  # they come with `past`
         candidates = torch.cat((candidates, past_patients.to(views.device)))
     with without_autocast(views.device):
         similarity = views @ others.T / temperature

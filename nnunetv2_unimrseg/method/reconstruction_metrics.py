@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def reconstruction_scores(reconstruction: Tensor, target: Tensor, window: int) -
     return [dict(zip(FIGURES, values, strict=True)) for values in columns]
 
 
-def summarise(cases: Sequence[dict], modalities: Modalities) -> dict:
+def summarise(cases: Sequence[dict[str, Any]], modalities: Modalities) -> dict[str, Any]:
     """Average per-case scores: pattern -> modality -> figure, and over all missing modalities together.
 
     Args:

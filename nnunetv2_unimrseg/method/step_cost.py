@@ -9,7 +9,7 @@ from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
 
 def incomplete_views(stage3: Stage3Config, num_modalities: int) -> int:
     """Return how many incomplete views stage 3 sees of each patch in a step."""
-    every = 2**num_modalities - 2
+    every: int = 2**num_modalities - 2
     return every if stage3.subsets_per_step == "all" else min(int(stage3.subsets_per_step), every)
 
 

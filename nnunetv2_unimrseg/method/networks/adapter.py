@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,10 @@ from dynamic_network_architectures.building_blocks.helper import convert_conv_op
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if TYPE_CHECKING:
+    from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+    from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
 
 FUSED_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Not cuDNN's, which torch prefers on Hopper GPUs: its backward pass fails for as many windows as a large patch has."""
@@ -80,7 +86,8 @@ class WindowAttention(nn.Module):
             mask = mask.repeat(x.shape[0], 1, 1, 1)
         attended = _attend(query, key, value, mask)
         merged = merge_windows(attended.mean(1), window, padded_size)
-        return merged[(..., *(slice(extent) for extent in size))]
+        unpadded: tuple[EllipsisType | slice, ...] = (..., *(slice(extent) for extent in size))
+        return merged[unpadded]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -98,14 +105,14 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     masks = [None] * len(parts[0]) if mask is None else mask.split(MOST_WINDOWS)
     with sdpa_kernel(FUSED_KERNELS):
         attended = [
-            F.scaled_dot_product_attention(*part, attn_mask=own_mask)[..., 0]
-            for *part, own_mask in zip(*parts, masks, strict=True)
+            F.scaled_dot_product_attention(own_query, own_key, own_value, attn_mask=own_mask)[..., 0]
+            for own_query, own_key, own_value, own_mask in zip(*parts, masks, strict=True)
         ]
     return torch.cat(attended)
 
 
 def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return (scores.softmax(-1).to(value.dtype) @ value)[..., 0]
@@ -137,7 +144,7 @@ class ReverseAttentionAdapter(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: PlainConvEncoder | ResidualEncoder,
         in_channels: int,
         channels: int,
         stride: Sequence[int],

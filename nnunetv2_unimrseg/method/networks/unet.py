@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,11 @@ from torch import Tensor, nn
 from nnunetv2_unimrseg.config import Stage3Config
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.adapter import ReverseAttentionAdapter
+
+if TYPE_CHECKING:
+    from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+    from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+    from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 
 
 def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:
@@ -61,6 +67,9 @@ class MissingModalityUNet(nn.Module):
         UserError: where the encoder does not have the stage of the first adapter.
     """
 
+    encoder: PlainConvEncoder | ResidualEncoder
+    decoder: UNetDecoder
+
     def __init__(
         self, unet: nn.Module, num_modalities: int, *, adapters: bool, settings: Stage3Config | None = None
     ) -> None:
@@ -98,7 +107,9 @@ class MissingModalityUNet(nn.Module):
 
     def _adapter_after(self, stage: int) -> ReverseAttentionAdapter | None:
         has_one = self.adapters is not None and stage >= self.first_adapter
-        return self.adapters[stage - self.first_adapter] if has_one else None
+        modules: Any = self.adapters  # for the type checker a ModuleList holds just any nn.Module
+        adapter: ReverseAttentionAdapter | None = modules[stage - self.first_adapter] if has_one else None
+        return adapter
 
     def freeze_encoder(self) -> None:
         """Stop the encoder from learning: no weight gradients, and evaluation mode also after `train()`."""
@@ -135,7 +146,7 @@ class MissingModalityUNet(nn.Module):
         """
         x, available = zero_missing(x, self.num_modalities, available)
         features = self._encode(x, ~available, skip_adapters)
-        logits = self.decoder(features)
+        logits: Tensor | list[Tensor] = self.decoder(features)
         return (logits, features) if return_features else logits
 
     def _encode(self, x: Tensor, missing: Tensor, skip_adapters: bool) -> list[Tensor]:
