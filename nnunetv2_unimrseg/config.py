@@ -5,8 +5,7 @@ The values live in the plans file under the key `unimrseg` of a configuration, f
     {"configurations": {"3d_fullres": {..., "unimrseg": {"stage1": {"num_epochs": 50}}}}}
 
 Absent means default, so plans made by stock nnU-Net work as they are. `unimrseg configure` shows and sets them.
-What a setting brings was measured with earlier defaults (`earlier_default`, `adapters_everywhere`, `annealed_stage2` in
-docs/benchmarks.md), which had other learning rates and shares of the budget in stages 2 and 3.
+What settings brought in ablations of earlier defaults is in the history of docs/benchmarks.md, up to commit 937e9c0.
 """
 
 from __future__ import annotations
@@ -90,22 +89,19 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     num_epochs: int = option(
         18,
         "Epochs. One forward-backward pass a step: 1.8 % of stock nnU-Net's budget, so that nearly all goes to the "
-        "stages that use labels. It earned nothing in short trainings (docs/benchmarks.md, sarcoma, 5 folds, "
-        "2 seeds): without it +0.7 Dice points (-0.3 to 1.6) on incomplete input, +0.7 (0.1 to 1.4) on complete.",
+        "stages that use labels. In short trainings it brought no gain in Dice.",
         low=1,
     )
     shuffle_probability: float = option(
         0.5,
         "Probability, per sample, that the modalities change places among the channels. Half the samples keep the "
-        "order that stages 2 and 3 have. Without it no difference is shown: 0.0 points (-1.3 to 1.2) on incomplete "
-        "input (docs/benchmarks.md, sarcoma, 2500 passes, 5 folds, 1 seed, as the figure below).",
+        "order that stages 2 and 3 have.",
         low=0.0,
         high=1.0,
     )
     mask_probability: float = option(
         1.0,
-        "Probability, per sample, that blocks of the input are masked. Without it no difference is shown: +0.3 points "
-        "(-1.2 to 1.8) on incomplete input.",
+        "Probability, per sample, that blocks of the input are masked.",
         low=0.0,
         high=1.0,
     )
@@ -139,11 +135,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     views: str = option(
         "two_subsets",
         "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
-        "'complete_and_incomplete': the complete set and a random incomplete one (the paper's): -1.2 Dice points "
-        "(-3.0 to 1.0) on incomplete input, -1.6 (-3.2 to 0.6) on complete, no difference shown (docs/benchmarks.md, "
-        "sarcoma, 10 000 passes, 2 folds, an adapter at every stage); on the phantom, of four modalities and with "
-        "stage 2 annealed, +3.0 (1.3 to 4.7) and +3.6 (2.6 to 4.8) with 4000 passes, -0.2 (-0.6 to 0.2) and +1.1 (0.7 "
-        "to 1.5) with 16 000.",
+        "'complete_and_incomplete': the complete set and a random incomplete one (the paper's).",
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(
@@ -151,13 +143,6 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
         "Every how many steps both views of each sample are seen and compared; the other steps see one of them, so "
         "that as many different samples are seen as stock nnU-Net sees in 1 + 1 / pairs_every of the passes.",
         low=1,
-    )
-    complete_first: float = option(
-        0.0,
-        "Share of the epochs, at the start, that see every sample once and complete, as stock nnU-Net does; the "
-        "learning rate decays over them and starts anew for the rest.",
-        low=0.0,
-        high=1.0,
     )
     checkpoint_views: bool = option(
         False,
@@ -167,9 +152,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     )
     contrastive_weight: float = option(
         0.1,
-        "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned. Without it no "
-        "difference is shown: 0.0 points (-1.1 to 0.9) on incomplete input, -1.0 (-2.3 to 0.1) on complete "
-        "(docs/benchmarks.md, sarcoma, 2500 passes, 5 folds, 1 seed).",
+        "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.",
         low=0.0,
     )
     temperature: float = option(0.5, "Temperature of NT-Xent; the paper's.", low=0.01)
@@ -186,19 +169,14 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     )
     stage1_decoder: bool = option(
         True,
-        "Whether the decoder of stage 1, without its heads, is taken over besides the encoder. Without it, Dice on "
-        "complete input is 1.3 points lower (0.1 to 2.8; docs/benchmarks.md, sarcoma, 5 folds, 1 seed).",
+        "Whether the decoder of stage 1, without its heads, is taken over besides the encoder.",
         choices=(False, True),
     )
 
 
 @dataclass(frozen=True)
 class Stage3Config(TrainingConfig):
-    """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3).
-
-    Figures that name no number of passes are of 4000, after a stage 2 that seldom dropped a modality; they and those of
-    `prediction_weight` and `adapters_know_modalities` were measured with an adapter after every encoder stage.
-    """
+    """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
 
     num_epochs: int = option(
         50,
@@ -211,42 +189,35 @@ class Stage3Config(TrainingConfig):
     subsets_per_step: int | str = option(
         1,
         "Incomplete views of each patch in a step (more than there are means all), dealt from a shuffled deck; 'all' "
-        "takes every incomplete subset in every step, and in short trainings cost 3.4 Dice points (2.3 to 4.7) on "
-        "incomplete input (docs/benchmarks.md, sarcoma, 5 folds, 1 seed, as the figures below).",
+        "takes every incomplete subset in every step (the paper's), of which the same budget then pays far fewer.",
         low=1,
         choices=("all",),
     )
     pairs_every: int = option(
         1,
         "Every how many steps the complete view of each sample and its incomplete ones are seen and compared; the "
-        "other steps see one of them, as in stage 2. In every fourth alone, incomplete input is 2.1 points lower "
-        "(0.8 to 3.6).",
+        "other steps see one of them, as in stage 2.",
         low=1,
     )
     feature_weight: float = option(
         1.0,
-        "Weight of the L1 distance of encoder features to the teacher's (the paper's). Without it, incomplete input is "
-        "0.8 points lower (0.0 to 1.6; 10 000 passes; with 4000 no difference is shown, 0.1, -0.2 to 0.3).",
+        "Weight of the L1 distance of encoder features to the teacher's (the paper's).",
         low=0.0,
     )
     prediction_weight: float = option(
         1.0,
-        "Weight of the distance of predictions to the teacher's. Without it, incomplete input is 1.0 points lower "
-        "(0.3 to 1.6; with 10 000 passes 0.5, 0.0 to 1.0); with a weight of 3, 1.5 (0.7 to 2.2; 10 000 passes).",
+        "Weight of the distance of predictions to the teacher's.",
         low=0.0,
     )
     incomplete_label_weight: float = option(
         1.0,
         "Weight of nnU-Net's segmentation loss on the incomplete views; 0 leaves labels to the complete view alone "
-        "(the paper's): -0.6 points (-1.5 to 0.3) on incomplete input, with 10 000 passes -0.2 (-0.8 to 0.3), no "
-        "difference shown.",
+        "(the paper's).",
         low=0.0,
     )
     adapters: bool = option(
         True,
-        "Whether there are adapters. Without them the decoder alone learns, and incomplete input is 2.8 points lower "
-        "(1.6 to 4.3), complete input 2.0 (0.7 to 4.0), where stage 2 seldom dropped a modality; where it draws "
-        "all subsets alike no difference is shown (0.0, -0.5 to 0.6, on incomplete input; 10 000 passes, 2 seeds).",
+        "Whether there are adapters. Without them the decoder alone learns.",
         choices=(False, True),
     )
     adapter_lr_factor: float = option(
@@ -255,13 +226,12 @@ class Stage3Config(TrainingConfig):
     adapters_know_modalities: bool = option(
         True,
         "Whether the adapters' strength depends on which modalities are missing, or only on whether any is (the "
-        "paper's: +0.3 points, 0.1 to 0.9, on incomplete input; with 10 000 passes 0.0, -0.3 to 0.3).",
+        "paper's).",
         choices=(False, True),
     )
     reverse_attention: bool = option(
         True,
-        "Whether the adapters weight what they add by 1 - attention (the paper's), or by 1: -0.7 points (-1.5 to -0.1) "
-        "on incomplete input, -0.8 (-1.5 to -0.2) on complete (10 000 passes, 5 folds, 1 seed).",
+        "Whether the adapters weight what they add by 1 - attention (the paper's), or by 1.",
         choices=(False, True),
     )
     gradients_through_encoder: bool = option(
@@ -272,8 +242,7 @@ class Stage3Config(TrainingConfig):
     adapter_first_stage: int = option(
         1,
         "Encoder stage of the first adapter. 0 is the full resolution, so that every stage has one (the paper's): on a "
-        "CPU a step then costs 1.6 of stock nnU-Net's instead of 1.1, and incomplete input gains nothing (0.2 points, "
-        "-0.1 to 0.5, with 10 000 passes, 2 seeds; -0.8, -1.6 to -0.2, with 2500; docs/benchmarks.md, sarcoma).",
+        "CPU a step then costs 1.6 of stock nnU-Net's instead of 1.1.",
         low=0,
     )
     adapter_window: int = option(

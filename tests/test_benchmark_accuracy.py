@@ -181,9 +181,7 @@ def test_list_names_every_variant(monkeypatch, capsys):
 
 
 def test_settings_of_a_variant_reach_its_training(monkeypatch):
-    monkeypatch.setitem(
-        VARIANTS, "tiny", Variant("tiny", {"stage2": 1.0}, {"stage2": {"complete_first": 0.0, "pairs_every": 2}})
-    )
+    monkeypatch.setitem(VARIANTS, "tiny", Variant("tiny", {"stage2": 1.0}, {"stage2": {"pairs_every": 2}}))
     (task,) = chain("tiny")
     assert task.settings["stage2"]["pairs_every"] == 2
     assert replace(task, seed=5).name != task.name

@@ -81,8 +81,8 @@ def test_reference_network_is_the_one_that_the_published_figures_compare_with(pl
     [
         (None, {}, 2),
         ("stage1", {}, 2),
-        ("stage2", {"complete_first": 0.0, "pairs_every": 1}, 4),
-        ("stage2", {"complete_first": 0.0, "pairs_every": 4}, 2.5),
+        ("stage2", {"pairs_every": 1}, 4),
+        ("stage2", {"pairs_every": 4}, 2.5),
         ("stage3", {"pairs_every": 1, "subsets_per_step": 3}, 8),
         ("stage3", {"pairs_every": 1, "subsets_per_step": "all"}, 30),
     ],

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tiny
-import torch
 from networks import unet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -41,9 +40,8 @@ def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders)
 
 
 def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:
-    """Return the learning rate of every epoch, and what would follow after the last, in a training of one phase."""
-    one_phase = {"complete_first": 0.0} if trainer is UniMRSegStage2Trainer else {}
-    made = tiny.trainer(trainer, **one_phase | settings)
+    """Return the learning rate of every epoch, and what would follow after the last."""
+    made = tiny.trainer(trainer, **settings)
     made.network = unet(adapters=trainer is UniMRSegStage3Trainer)
     optimizer, scheduler = (configure or trainer.configure_optimizers)(made)
     rates = []
@@ -68,31 +66,6 @@ def test_a_decay_to_zero_is_nnunets(trainer, folders):
     assert learning_rates(trainer, **settings) == learning_rates(
         trainer, nnUNetTrainer.configure_optimizers, **settings
     )
-
-
-@pytest.mark.parametrize(("share", "phases"), [(0.0, [10]), (0.04, [10]), (0.3, [3, 7]), (0.96, [9, 1]), (1.0, [10])])
-def test_stage_2_decays_anew_when_complete_samples_have_come_first(share, phases, folders):
-    settings = {"num_epochs": 10, "initial_lr": 0.3, "final_lr": 0.01}
-    expected = []
-    for epochs in phases:
-        alone = learning_rates(UniMRSegModalityDropoutTrainer, **settings | {"num_epochs": epochs})
-        expected += alone[:-1]
-    assert learning_rates(UniMRSegStage2Trainer, **settings, complete_first=share)[:-1] == pytest.approx(expected)
-
-
-def test_momentum_starts_anew_with_the_phase(folders):
-    made = tiny.trainer(UniMRSegStage2Trainer, num_epochs=4, complete_first=0.5)
-    made.network = unet(adapters=False)
-    optimizer, scheduler = made.configure_optimizers()
-    kept = []
-    for epoch in range(4):
-        scheduler.step(epoch)
-        kept.append(len(optimizer.state))
-        for parameter in made.network.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-    everything = len(list(made.network.parameters()))
-    assert kept == [0, everything, 0, everything]
 
 
 def test_by_default_one_decay_of_the_learning_rate_goes_over_the_passes_of_stages_2_and_3(folders):

@@ -57,7 +57,7 @@ def plans(settings: dict | None = None) -> dict:
 
 
 ALL_VIEWS = {
-    UniMRSegStage2Trainer: {"complete_first": 0.0, "pairs_every": 1},
+    UniMRSegStage2Trainer: {"pairs_every": 1},
     UniMRSegStage3Trainer: {"pairs_every": 1},
 }
 

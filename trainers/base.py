@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,38 +46,22 @@ LR_FACTOR = "lr_factor"
 """Key of a group of parameters: its learning rate over the schedule's."""
 
 
-class PhasedPolyLRScheduler(PolyLRScheduler):
-    """nnU-Net's polynomial decay, anew in each phase of the training, times the factor of each group of parameters.
-
-    A new phase starts without the momentum of the one before: its long memory belongs to the low learning rate at that
-    phase's end (docs/benchmarks.md says what keeping it did).
+class FlooredPolyLRScheduler(PolyLRScheduler):
+    """nnU-Net's polynomial decay to a rate that may be above zero, times the factor of each group of parameters.
 
     Args:
         optimizer: its groups name their `LR_FACTOR`.
-        initial_lr: learning rate at the first epoch of a phase.
-        final_lr: learning rate that would follow after the last epoch of a phase.
-        phases: epochs of each phase.
+        initial_lr: learning rate at the first epoch.
+        final_lr: learning rate that would follow after the last epoch.
+        num_epochs: of the training.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, initial_lr: float, final_lr: float, phases: Sequence[int]
-    ) -> None:
-        self.phases = phases
-        self._share_left = (final_lr / initial_lr) ** (1 / POLY_EXPONENT) if final_lr else 0
-        super().__init__(optimizer, initial_lr, max(phases), POLY_EXPONENT)
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, final_lr: float, num_epochs: int) -> None:
+        share_left = (final_lr / initial_lr) ** (1 / POLY_EXPONENT) if final_lr else 0
+        super().__init__(optimizer, initial_lr, num_epochs / (1 - share_left), POLY_EXPONENT)
 
     def step(self, current_step: int | None = None) -> None:
-        if current_step is None or current_step == -1:
-            current_step = 0
-        *earlier, last = self.phases
-        length, before = last, sum(earlier)
-        for phase in reversed(earlier):
-            if current_step < before:
-                length, before = phase, before - phase
-        self.max_steps = length / (1 - self._share_left)
-        if current_step == before:
-            self.optimizer.state.clear()
-        super().step(current_step - before)
+        super().step(0 if current_step is None or current_step == -1 else current_step)
         for group in self.optimizer.param_groups:
             group["lr"] *= group[LR_FACTOR]
 
@@ -157,11 +141,7 @@ class UniMRSegTrainer(nnUNetTrainer):
         optimizer = torch.optim.SGD(
             self.parameter_groups(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
         )
-        return optimizer, PhasedPolyLRScheduler(optimizer, self.initial_lr, self.settings.final_lr, self.phases())
-
-    def phases(self) -> list[int]:
-        """Return the epochs of each phase of the training; in each the learning rate decays anew."""
-        return [self.num_epochs]
+        return optimizer, FlooredPolyLRScheduler(optimizer, self.initial_lr, self.settings.final_lr, self.num_epochs)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what learns, in groups for the optimizer, each with the factor of its learning rate."""

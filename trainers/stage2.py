@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.augmentation import draw_subsets
 from nnunetv2_unimrseg.method.losses import NegativesMemory, multi_stage_nt_xent
-from nnunetv2_unimrseg.method.step_cost import complete_epochs
 from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
 from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
@@ -38,13 +37,7 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         self.memory = NegativesMemory(settings.negatives_memory)
         self.steps = 0
 
-    def phases(self) -> list[int]:
-        complete = complete_epochs(self.settings)
-        return [epochs for epochs in (complete, self.num_epochs - complete) if epochs]
-
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
-        if self.current_epoch < complete_epochs(self.settings):
-            return self.loss(self.network(data), target)
         self.steps += 1
         first_subsets, second_subsets = self._draw_views(len(data))
         if self.steps % self.settings.pairs_every:

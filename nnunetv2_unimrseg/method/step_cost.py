@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
 
 
@@ -13,15 +11,10 @@ def incomplete_views(stage3: Stage3Config, num_modalities: int) -> int:
     return every if stage3.subsets_per_step == "all" else min(int(stage3.subsets_per_step), every)
 
 
-def complete_epochs(stage2: Stage2Config) -> int:
-    """Return how many epochs at the start of stage 2 see complete samples only; a begun epoch is not one of them."""
-    return math.floor(round(stage2.complete_first * stage2.num_epochs, 6))
-
-
 def passes_per_sample(settings: TrainingConfig, num_modalities: int) -> float:
     """Return the forward-backward passes over a patch that a step costs per sample, on average; stock's costs one."""
     if isinstance(settings, Stage3Config):
         return 1 + incomplete_views(settings, num_modalities) / settings.pairs_every
     if isinstance(settings, Stage2Config):
-        return 1 + (1 - complete_epochs(settings) / settings.num_epochs) / settings.pairs_every
+        return 1 + 1 / settings.pairs_every
     return 1

@@ -26,7 +26,7 @@ STOCK = "stock nnU-Net"
 NONE = "-"
 PREDICTION_TARGETS = {"complete": 1.02, "incomplete": 1.35}
 """Times stock nnU-Net's prediction of a patch."""
-PAIRS = {"stage2": {"complete_first": 0.0, "pairs_every": 1}, "stage3": {"pairs_every": 1}}
+PAIRS = {"stage2": {"pairs_every": 1}, "stage3": {"pairs_every": 1}}
 """Settings with which every step is the dearest that the stage has."""
 PASS_TARGETS = {"stage1": 1.1, "stage2": 2.1 / 2, "stage3": 0.9}
 """Times stock nnU-Net's forward-backward pass: stage 2's two views may take 2.1, stage 3 has no weight gradients of

@@ -42,12 +42,9 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
     [
         (Stage1Config(), 1),
         (ModalityDropoutConfig(), 1),
-        (Stage2Config(complete_first=0.0, pairs_every=1), 2),
-        (Stage2Config(complete_first=0.0, pairs_every=2), 1.5),
-        (Stage2Config(complete_first=0.0, pairs_every=10), 1.1),
-        (Stage2Config(pairs_every=4, complete_first=0.2, num_epochs=600), 1.2),
-        (Stage2Config(pairs_every=1, complete_first=1.0), 1),
-        (Stage2Config(pairs_every=1, complete_first=0.9, num_epochs=1), 2),  # an epoch that has only begun is none
+        (Stage2Config(pairs_every=1), 2),
+        (Stage2Config(pairs_every=2), 1.5),
+        (Stage2Config(pairs_every=10), 1.1),
         (Stage3Config(pairs_every=1, subsets_per_step=2), 3),
         (Stage3Config(pairs_every=5, subsets_per_step=2), 1.4),
     ],
@@ -78,9 +75,8 @@ def step(made) -> torch.Tensor:
     ("trainer", "settings"),
     [
         (UniMRSegModalityDropoutTrainer, {}),
-        (UniMRSegStage2Trainer, {"complete_first": 0.0, "pairs_every": 1}),
-        (UniMRSegStage2Trainer, {"complete_first": 0.0, "pairs_every": 3}),
-        (UniMRSegStage2Trainer, {"pairs_every": 2, "complete_first": 0.66, "num_epochs": 3}),
+        (UniMRSegStage2Trainer, {"pairs_every": 1}),
+        (UniMRSegStage2Trainer, {"pairs_every": 3}),
         (UniMRSegStage3Trainer, {"pairs_every": 1, "subsets_per_step": 2}),
         (UniMRSegStage3Trainer, {"pairs_every": 3, "subsets_per_step": "all"}),
     ],
@@ -95,7 +91,7 @@ def test_trainers_look_at_as_many_views_as_are_counted(trainer, settings):
 
 @pytest.mark.parametrize("views", ["two_subsets", "complete_and_incomplete"])
 def test_stage_2_compares_pairs_in_every_nth_step_and_else_sees_one_view_of_each_sample(monkeypatch, views):
-    made = with_network(UniMRSegStage2Trainer, complete_first=0.0, pairs_every=3, views=views, contrastive_weight=0.5)
+    made = with_network(UniMRSegStage2Trainer, pairs_every=3, views=views, contrastive_weight=0.5)
     first = torch.tensor([[True, True, False, False], [True, False, True, True]])
     second = torch.tensor([[False, False, True, True], [False, True, False, False]])
     monkeypatch.setattr(made, "_draw_views", lambda _: [first, second])
@@ -115,23 +111,6 @@ def test_stage_2_compares_pairs_in_every_nth_step_and_else_sees_one_view_of_each
         assert len(made.memory.patients) == before
         drawn.add(choice)
     assert drawn == {(False, False), (False, True), (True, False), (True, True)}
-
-
-def test_stage_2_sees_complete_samples_first():
-    paper = {"views": "complete_and_incomplete", "pairs_every": 1}
-    made = with_network(UniMRSegStage2Trainer, **paper, complete_first=0.5, num_epochs=5)
-    for made.current_epoch in range(5):
-        made.seen.clear()
-        step(made)
-        if made.current_epoch < 2:
-            (subset,) = made.seen
-            assert subset.all()
-            assert not len(made.memory.patients)
-        else:
-            complete, incomplete = made.seen
-            assert complete.all()
-            assert not incomplete.all(1).any()
-            assert len(made.memory.patients)
 
 
 @pytest.mark.parametrize("subsets_per_step", [1, 3, "all"])
