@@ -89,7 +89,9 @@ def predictor_of(reader: str, ending: str) -> UniMRSegPredictor:
     }  # fmt: skip
     chosen = plans.get_configuration("fuzz")
     network = build_network(chosen, CHANNELS, 3, False, adapters=False)
-    predictor = UniMRSegPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
+    predictor = UniMRSegPredictor(
+        tile_step_size=1.0, device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False
+    )  # fmt: skip
     predictor.manual_initialization(
         network, plans, chosen, [network.state_dict()], dataset_json, "UniMRSegStage2Trainer", None
     )  # fmt: skip

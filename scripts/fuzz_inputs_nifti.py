@@ -187,6 +187,10 @@ def voxel_sizes(rng: np.random.Generator, file: Nifti) -> str:
     """pixdim: impossible, absurd, huge or tiny voxels; all axes or one; with forms or without."""
     value = float(rng.choice([0, -1, -2.5, 0.2, 100, 1e4, 1e-6, 1e6, 1e-20, 1e-45, 3e38, *NOT_FINITE]))
     axes = (1, 2, 3) if rng.random() < 0.5 else (int(rng.integers(1, 4)),)
+    if (
+        value == 100
+    ):  # along all axes it gives an image of a usual size, for which 16 x 16 x 16 voxels at a time are few
+        axes = axes[:1]
     for axis in axes:
         file.set("pixdim", value, axis)
     if rng.random() < 0.6:

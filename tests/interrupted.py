@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNDER_WAY = "the slow part is under way"
-MOST_S = 90.0
+MOST_S = 240.0
 
 SCRIPT = f"""
 import os, sys, time
