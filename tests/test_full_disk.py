@@ -152,7 +152,6 @@ def test_a_place_that_leads_to_a_full_device_is_refused_before_predicting(patien
     assert len(check_whole(out)) == 9 and check_whole(tmp_path / "folder") == []
 
 
-@pytest.mark.xfail(strict=True, reason="trainers/base.py and stage3.py do not call write_whole_segmentations yet")
 def test_nnunets_own_predictor_leaves_whole_segmentations_only(full_disk, patients, tmp_path):  # noqa: F811
     model, out = trained.write_model(tmp_path / "results"), full_disk / "out"
     predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.data.preprocessed_cases import check_preprocessed_cases
 from nnunetv2_unimrseg.data.preprocessing import read_absent_files
+from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
@@ -107,8 +108,9 @@ class UniMRSegTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> MissingModalityUNet:
-        """Build the network without adapters, and let this configuration's preprocessing read absent files."""
+        """Build the network without adapters; nnU-Net's commands then read absent files and write whole ones."""
         read_absent_files(configuration_manager)
+        write_whole_segmentations(plans_manager)
         return build_network(
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=False
         )

@@ -9,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_unimrseg.data.preprocessing import read_absent_files
+from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.losses import feature_consistency, prediction_consistency
 from nnunetv2_unimrseg.method.networks.build import build_network
@@ -50,6 +51,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
     ) -> MissingModalityUNet:
         """Build the network with adapters and a frozen encoder."""
         read_absent_files(configuration_manager)
+        write_whole_segmentations(plans_manager)
         network = build_network(
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=True
         )

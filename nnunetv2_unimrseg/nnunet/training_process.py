@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 from nnunetv2_unimrseg.errors import UserError
 
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:
+        threading.excepthook = lambda _: None  # nnU-Net's threads complain when their processes end before them
         return INTERRUPTED_EXIT_CODE
     except ProcessRaisedException as error:
         message = users_error_in(str(error))
