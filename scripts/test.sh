@@ -11,7 +11,7 @@ if [ ! -x "$python_of_venv" ]; then
     "${PYTHON:-python3}" -m venv .venv
 fi
 echo "Installing the package and what its tests need (the first time this fetches torch, several GB)"
-"$python_of_venv" -m pip install --quiet --disable-pip-version-check -e '.[test]'
+"$python_of_venv" -m pip install --quiet --disable-pip-version-check -e '.[test,docs]'
 
 # the HTML reports are tested in headless Chromium; without it those tests are skipped
 if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
