@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,14 +126,28 @@ def _cases_of_folder(
     if contents.hidden and tell:
         print(f"Ignored {_hidden(contents)}.")
     problems += unusable
+    return list(by_case(contents.images, modalities, file_ending, problems).values())
+
+
+def by_case(
+    images: Iterable[Path], modalities: Modalities, file_ending: str, problems: list[str]
+) -> dict[str, list[str]]:
+    """Return the files of each case, cases in the order of their names.
+
+    Args:
+        images: named CASE_XXXX and the ending.
+        modalities: the dataset's.
+        file_ending: as in dataset.json.
+        problems: is appended to for a file without channel suffix.
+    """
     cases: dict[str, list[str]] = {}
-    for path in contents.images:
+    for path in images:
         split = split_name(path, file_ending)
         if split is None:
             problems.append(no_suffix(str(path), modalities, file_ending))
         else:
             cases.setdefault(split[0], []).append(str(path))
-    return [cases[name] for name in sorted(cases)]
+    return dict(sorted(cases.items()))
 
 
 def _held(contents: FolderContents) -> str:

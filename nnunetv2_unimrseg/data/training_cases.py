@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_unimrseg.data.cases import by_case
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import (
     RawCase,
     check_intensities,
     named_channels,
-    no_suffix,
     read_case,
     read_label,
-    split_name,
 )
 from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
 from nnunetv2_unimrseg.errors import UserError, counted, listed
@@ -142,19 +141,13 @@ def find_training_cases(
         f"find '{path.parent}' -name '{_hidden_pattern(path)}' -delete"
         for path in images.hidden
     ]
-    by_case: dict[str, list[str]] = {}
-    for path in images.images:
-        split = split_name(path, ending)
-        if split is None:
-            problems.append(no_suffix(str(path), modalities, ending))
-        else:
-            by_case.setdefault(split[0], []).append(str(path))
-    if not by_case and not problems:
+    found = by_case(images.images, modalities, ending, problems)
+    if not found and not problems:
         problems.append(_no_images(folder / "imagesTr", ending, images))
     unusable = {scan.case: str(scan) for scan in labels.unusable}
     return [
         _training_case(name, files, str(folder / "labelsTr" / f"{name}{ending}"), unusable.get(name))
-        for name, files in sorted(by_case.items())
+        for name, files in found.items()
     ]
 
 
