@@ -207,7 +207,7 @@ def test_a_checkpoint_stays_where_an_evaluation_does_not_fit_beside_it(full_disk
     code, said, _ = run(capsys, "evaluate", "-m", model, "-o", out, *QUICK, "--subsets", "complete", "--no_report")
     assert code == 0 and (out / "summary.json").is_file()
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
-    assert f"WARNING: the evaluation was not stored in {checkpoint}: " in said
+    assert f"WARNING: The evaluation was not stored in its checkpoint. Cannot write {checkpoint}: " in said
     assert said.count("WARNING") == 1 and "must be writable and have 0 MB free." in said
     assert files_in(full_disk) == before
 

@@ -53,7 +53,9 @@ def test_evaluate_works_elsewhere_and_says_why_the_checkpoint_does_not_get_the_r
     assert {"subsets.csv", "summary.json"} <= {path.name for path in out.iterdir()} and check_whole(out)
     checkpoint = model / "fold_0" / "checkpoint_final.pth"
     (warning,) = [line for line in said.splitlines() if "WARNING" in line]
-    assert warning.startswith(f"WARNING: the evaluation was not stored in {checkpoint}: ")
+    assert warning.startswith(
+        f"WARNING: The evaluation was not stored in its checkpoint. Cannot write {checkpoint}: Read-only file system."
+    )
     assert "Read-only file system" in warning and f"so {checkpoint.parent} must be writable" in warning
     assert f"Written to {out}" in said
     assert files_in(shared) == before and KEY not in torch.load(checkpoint, weights_only=False)

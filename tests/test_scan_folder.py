@@ -249,3 +249,10 @@ def test_numbers_and_lists_in_words():
     assert counted(2, "case is", "cases are") == "2 cases are"
     assert listed(["x", "y"]) == listed(["x", "y"], most=2) == "  - x\n  - y"
     assert listed("xyz", most=1) == "  - x\n  - and 2 more"
+
+
+def test_a_second_image_of_a_scan_that_is_there_is_told(tmp_path):
+    for name in ("a_0000.nii.gz", "a_0000.nii", "a_0001.nii.gz"):
+        (tmp_path / name).touch()
+    contents = scan_folder(tmp_path, ".nii.gz")
+    assert [path.name for path in contents.doubled] == ["a_0000.nii"] and not contents.unusable

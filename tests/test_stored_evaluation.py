@@ -181,7 +181,9 @@ def test_a_failed_write_leaves_the_file_as_it_was(checkpoint, monkeypatch, modul
     before = checkpoint.read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(module, function, failing(error))
-        with pytest.raises(UserError, match=r"was not stored in .* What was there before is unchanged") as caught:
+        with pytest.raises(
+            UserError, match=r"was not stored in its checkpoint. Cannot write .* What was there before is unchanged"
+        ) as caught:
             store_evaluation(checkpoint, evaluation, "0")
     assert (getattr(error, "strerror", None) or str(error)) in str(caught.value)
     assert checkpoint.read_bytes() == before

@@ -180,3 +180,11 @@ def test_colour_images_hold_all_channels_in_one_file(tmp_path, shape, mistake):
         assert check_raw_dataset(folder, show_progress=False) == 3
     else:
         assert mistake in refused(folder)
+
+
+def test_advice_holds_for_training_and_second_images_are_told(raw, capsys):
+    path = raw / "imagesTr" / "b_0001.nii.gz"
+    shutil.copy(path, path.with_name("b_0001.nii"))
+    path.write_bytes(path.read_bytes()[:300])
+    assert "Copy or convert it again, or leave the case out." in refused(raw)
+    assert "Left out 1 image of another ending, such as b_0001.nii" in capsys.readouterr().out

@@ -123,10 +123,20 @@ def _cases_of_folder(
             f"The input folder {folder} holds no file that ends with '{file_ending}', as this dataset's images do. "
             f"{found}"
         )
+    if contents.doubled and tell:
+        print(told_doubled(contents.doubled, file_ending))
     if contents.hidden and tell:
         print(f"Ignored {_hidden(contents)}.")
     problems += unusable
     return list(by_case(contents.images, modalities, file_ending, problems).values())
+
+
+def told_doubled(doubled: Sequence[Path], file_ending: str) -> str:
+    """Say that files were left out, for each of which there is another of the same case and modality."""
+    return (
+        f"Left out {counted(len(doubled), 'image')} of another ending, such as {doubled[0].name}: there is a "
+        f"'{file_ending}' file of the same case and modality."
+    )
 
 
 def by_case(

@@ -55,12 +55,14 @@ class FolderContents:
     Attributes:
         images: regular files, or links to such, that end with the file ending and can be opened.
         unusable: what looks like a scan and is none of `images`.
+        doubled: what looks like a scan of another ending or letter case, whose case and channel `images` have too.
         hidden: hidden files that end with the file ending, as macOS leaves beside others (`._CASE_0000.nii.gz`).
         others: names of whatever else is there and not hidden, folders with a slash at the end.
     """
 
     images: tuple[Path, ...]
     unusable: tuple[UnusableScan, ...]
+    doubled: tuple[Path, ...]
     hidden: tuple[Path, ...]
     others: tuple[str, ...]
 
@@ -103,12 +105,14 @@ def scan_folder(
         else:
             unusable.append(UnusableScan(path, *_case_and_channel(name, file_ending, suffixed), reason))
     there = {_case_and_channel(image.name, file_ending, suffixed) for image in images}
-    others = []
+    others, doubled = [], []
     for name in (name for name in visible if not name.endswith(file_ending)):
         parts = _parts(name, file_ending, suffixed)
         if parts is None:
             others.append(f"{name}/" if (folder / name).is_dir() else name)
-        elif parts[:2] not in there:
+        elif parts[:2] in there:
+            doubled.append(folder / name)
+        else:
             unusable.append(
                 UnusableScan(folder / name, *parts[:2], _why_not_named_so(folder / name, parts, file_ending))
             )
@@ -116,7 +120,7 @@ def scan_folder(
         unusable = [scan for scan in unusable if scan.case == case]
     hidden = [folder / name for name in names if name.startswith(".") and name.endswith(file_ending)]
     unusable.sort(key=lambda scan: scan.path.name)
-    return FolderContents(tuple(images), tuple(unusable), tuple(hidden), tuple(others))
+    return FolderContents(tuple(images), tuple(unusable), tuple(doubled), tuple(hidden), tuple(others))
 
 
 def why_unusable(path: str | os.PathLike) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.data.cases import by_case
+from nnunetv2_unimrseg.data.cases import by_case, told_doubled
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import (
     RawCase,
@@ -141,6 +142,8 @@ def find_training_cases(
         f"find '{path.parent}' -name '{_hidden_pattern(path)}' -delete"
         for path in images.hidden
     ]
+    if images.doubled:
+        print(told_doubled(images.doubled, ending))
     found = by_case(images.images, modalities, ending, problems)
     if not found and not problems:
         problems.append(_no_images(folder / "imagesTr", ending, images))
@@ -208,7 +211,12 @@ def _check_case(expected: _Expected, case: TrainingCase) -> list[str]:
     else:
         label = read_label(case.label, expected.reader, read, problems)
         problems += [] if label is None else _value_problems(case.label, label, expected.labels)
-    return [f"case '{case.name}': {problem.rstrip('.')}." for problem in problems]
+    return [f"case '{case.name}': {_in_training(problem.rstrip('.'))}." for problem in problems]
+
+
+def _in_training(problem: str) -> str:
+    """Give advice that holds for training cases, which need every modality."""
+    return re.sub(r"or (leave|remove) (this modality out|it out|the link)$", "or leave the case out", problem)
 
 
 def _intensity_problems(case: RawCase, expected: _Expected) -> list[str]:

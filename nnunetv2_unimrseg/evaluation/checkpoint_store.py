@@ -177,21 +177,24 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 def _write(checkpoint: Mapping[str, Any], path: Path, before: tuple[int, int] | None) -> None:
     """Write a checkpoint beside the one that was read from `path`, then put it in its place."""
+    changed = False
     try:
         with whole_file(path, failures=(RuntimeError,)) as temporary:
-            torch.save(checkpoint, temporary)
-            if _state(path) != before:
+            with temporary.open("wb") as file:  # opened here, so that the reason is the file system's own
+                torch.save(checkpoint, file)
+            changed = _state(path) != before
+            if changed:
                 raise UserError(
                     f"{path} was changed by another process meanwhile; the evaluation was not stored in it."
                 )
     except UserError as error:
-        if isinstance(error.__cause__, OSError | RuntimeError):
-            needed = path.stat().st_size / 2**20
-            raise UserError(
-                f"The evaluation was not stored in {path}. {error} The new file is written beside the old one, so "
-                f"{path.parent} must be writable and have {needed:.0f} MB free."
-            ) from error
-        raise
+        if changed:
+            raise
+        needed = path.stat().st_size / 2**20
+        raise UserError(
+            f"The evaluation was not stored in its checkpoint. {error} The new file is written beside the old one, so "
+            f"{path.parent} must be writable and have {needed:.0f} MB free."
+        ) from error
 
 
 def read_stored_evaluations(checkpoint: Mapping[str, Any], path: Path) -> FoldEvaluations:

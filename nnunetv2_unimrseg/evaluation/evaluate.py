@@ -173,5 +173,5 @@ def _store(evaluation: Evaluation, model: Model) -> None:
                 store_evaluation(checkpoint, evaluation, fold) or f"Stored in {checkpoint}, for prediction reports."
             )
         except UserError as error:
-            message = f"WARNING: the evaluation was not stored in {checkpoint}: {error}"
+            message = f"WARNING: {error}"
         print(message)
