@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,8 @@ def test_a_stage_that_starts_from_scratch_needs_no_checkpoint(preprocessed, comm
 
 @pytest.mark.integration
 def test_train_runs_what_is_missing_and_skips_the_rest(workspace):
+    for trainer in list(TRAINER_OF_SECTION.values())[:3]:
+        shutil.rmtree(workspace.model_folder(trainer) / "fold_1", ignore_errors=True)
     common = (workspace.dataset, workspace.configuration, 1, "-p", workspace.plans, "-device", "cpu")
     first = workspace.run("unimrseg", "train", *common, nnUNet_n_proc_DA="0", nnUNet_extTrainer="")
     for trainer in list(TRAINER_OF_SECTION.values())[:3]:
