@@ -20,6 +20,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(filter(None, lines)) or type(error).__name__
 
 
+def reason_in_words(error: BaseException) -> str:
+    """Return the operating system's reason for an error, as "No space left on device"; else its message in one line."""
+    return getattr(error, "strerror", None) or in_one_line(error)
+
+
 def nearest(word: object, candidates: Iterable[object]) -> str:
     """Return " Did you mean 'X'?" for the candidate most like `word`, or "" when none is close."""
     by_folded = {str(candidate).casefold(): str(candidate) for candidate in candidates}
@@ -30,6 +35,11 @@ def nearest(word: object, candidates: Iterable[object]) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: "1 problem", "5 problems"; `plural` for nouns whose plural is not made with s."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def by(values: Iterable[float]) -> str:
+    """Return numbers as sizes and spacings are written: "64 x 64 x 32"."""
+    return " x ".join(f"{float(value):g}" for value in values)
 
 
 def listed(entries: Sequence[object], most: int | None = None) -> str:

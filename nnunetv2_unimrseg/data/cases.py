@@ -18,9 +18,8 @@ from nnunetv2_unimrseg.data.reading import (
     check_intensities,
     no_suffix,
     read_case,
-    split_name,
 )
-from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_unusable
+from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, split_name, why_unusable
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json

@@ -21,7 +21,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_unimrseg.errors import in_one_line
+from nnunetv2_unimrseg.errors import by, in_one_line
 from nnunetv2_unimrseg.modalities import Modalities
 
 CT, NONE = "CTNormalization", "NoNormalization"
@@ -194,7 +194,7 @@ def size_problem(
     target = list(configuration_manager.spacing)
     target = [spacing[0], *target] if len(target) < len(spacing) else target
     if not all(0 < value < math.inf for value in spacing):
-        return f"its spacing is {_by(spacing)} mm; all three must be positive numbers. Correct it in the file's header."
+        return f"its spacing is {by(spacing)} mm; all three must be positive numbers. Correct it in the file's header."
     content = _content_sizes(image, available)
     full = [image.shape[1 + axis] for axis in axes]
     sizes = [content[axis] for axis in axes]
@@ -207,12 +207,12 @@ def size_problem(
     elif memory is not None and needed > memory:
         wrong = f"{needed / 2**30:.0f} GB, more than this machine has"
     elif _is_absurd(resampled, planned):
-        wrong = f"far more than the {_by(planned)} of the images that the model was planned for"
+        wrong = f"far more than the {by(planned)} of the images that the model was planned for"
     else:
         return None
     return (
-        f"its {_by(sizes)} voxels{'' if sizes == full else ' (without zeros around)'} of {_by(spacing)} mm would be "
-        f"resampled to {_by(resampled)} voxels of {_by(target)} mm: {wrong}. Is the spacing in its header right, and "
+        f"its {by(sizes)} voxels{'' if sizes == full else ' (without zeros around)'} of {by(spacing)} mm would be "
+        f"resampled to {by(resampled)} voxels of {by(target)} mm: {wrong}. Is the spacing in its header right, and "
         "in mm?"
     )
 
@@ -233,10 +233,6 @@ def _content_sizes(image: np.ndarray, available: Sequence[bool]) -> list[int]:
 def _is_absurd(sizes: Sequence[int], planned: Sequence[int]) -> bool:
     times = [size / usual for size, usual in zip(sizes[::-1], planned[::-1], strict=False)]
     return max(times, default=0) > _MOST_TIMES or math.prod(times) > _MOST_TIMES_IN_ALL
-
-
-def _by(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
 
 
 def _memory_bytes() -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError, in_one_line
+from nnunetv2_unimrseg.errors import UserError, reason_in_words
 
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
 LABELS = {"background": 0, "edema": 1, "non_enhancing_tumour": 2, "enhancing_tumour": 3}
@@ -123,7 +123,7 @@ def write_phantom_dataset(
         unfinished.rename(dataset_folder)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or in_one_line(error)
+        reason = reason_in_words(error)
         raise UserError(f"Cannot write the phantom to {dataset_folder}: {reason}. Nothing was written.") from error
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

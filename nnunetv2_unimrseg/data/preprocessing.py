@@ -16,8 +16,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_unimrseg.data.normalised import Normalisation, normalisation_problems, size_problem
-from nnunetv2_unimrseg.data.reading import case_name, check_intensities, raise_for_case, read_case, split_name
-from nnunetv2_unimrseg.data.scan_folder import scan_folder
+from nnunetv2_unimrseg.data.reading import case_name, check_intensities, raise_for_case, read_case
+from nnunetv2_unimrseg.data.scan_folder import scan_folder, split_name
 from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities
 

@@ -7,7 +7,6 @@ and every problem of every case be told at once.
 from __future__ import annotations
 
 import itertools
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunetv2_unimrseg.data.itk_formats import reason_of
-from nnunetv2_unimrseg.data.scan_folder import why_unusable
+from nnunetv2_unimrseg.data.scan_folder import split_name, why_unusable
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.errors import UserError, by
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 if TYPE_CHECKING:
@@ -58,16 +57,6 @@ class _Image:
     data: np.ndarray
     """Shape (channels, X, Y, Z), float32."""
     properties: dict
-
-
-def split_name(path: str | Path, file_ending: str) -> tuple[str, int] | None:
-    """Split a file's name into case and channel number: ("patient", 2) for `patient_0002.nii.gz`.
-
-    Returns:
-        None where the name has no `_XXXX` channel suffix before `file_ending`.
-    """
-    found = re.fullmatch(r"(.+)_(\d{4})" + re.escape(file_ending), Path(path).name)
-    return (found[1], int(found[2])) if found else None
 
 
 def case_name(files: Sequence[str], file_ending: str) -> str:
@@ -131,14 +120,25 @@ def assign_channels(
 
 
 def check_intensities(data: np.ndarray, modalities: Modalities, problems: list[str]) -> Subset:
+    """Say which channels of a raw image are available, at least one; see `available_channels` for the arguments."""
+    found = len(problems)
+    available = available_channels(data, modalities, problems)
+    if not any(available) and len(problems) == found:
+        problems.append(
+            "no modality is available: every channel is absent or holds one single intensity. Give at least one image "
+            f"of {', '.join(modalities)}."
+        )
+    return available
+
+
+def available_channels(data: np.ndarray, modalities: Modalities, problems: list[str]) -> Subset:
     """Say which channels of a raw image are available: all but those of one constant intensity.
 
     Args:
         data: shape (C, X, Y, Z), before any preprocessing.
         modalities: the C modalities.
-        problems: is appended to where a channel holds NaN or Inf, and where no channel is available.
+        problems: is appended to where a channel holds NaN or Inf.
     """
-    found = len(problems)
     available = []
     for number, channel in enumerate(data):
         low, high = _extremes(channel)
@@ -148,11 +148,6 @@ def check_intensities(data: np.ndarray, modalities: Modalities, problems: list[s
                 "this modality out."
             )
         available.append(bool(low != high))
-    if not any(available) and len(problems) == found:
-        problems.append(
-            "no modality is available: every channel is absent or holds one single intensity. Give at least one image "
-            f"of {', '.join(modalities)}."
-        )
     return tuple(available)
 
 
@@ -321,9 +316,9 @@ def _compare(reference: _Image, image: _Image, problems: list[str]) -> None:
     spacings = reference.properties["spacing"], image.properties["spacing"]
     advice = "All files of a case must lie on one voxel grid; resample one onto the other."
     if shapes[0] != shapes[1]:
-        problems.append(f"{both} differ in shape: {_numbers(shapes[0])} and {_numbers(shapes[1])} voxels. {advice}")
+        problems.append(f"{both} differ in shape: {by(shapes[0])} and {by(shapes[1])} voxels. {advice}")
     elif not np.allclose(*spacings):  # as nnU-Net's readers compare them
-        problems.append(f"{both} differ in spacing: {_numbers(spacings[0])} and {_numbers(spacings[1])}. {advice}")
+        problems.append(f"{both} differ in spacing: {by(spacings[0])} and {by(spacings[1])}. {advice}")
     else:
         apart = _displacement(reference, image)
         if not apart <= LARGEST_DISPLACEMENT:
@@ -370,10 +365,6 @@ def _affine(properties: dict) -> np.ndarray | None:
 
 def _numbered(modalities: Modalities) -> str:
     return ", ".join(f"{number:04d} ({name})" for number, name in enumerate(modalities))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{float(value):g}" for value in values)
 
 
 def raise_for_case(name: str, problems: Sequence[str]) -> None:

@@ -67,6 +67,16 @@ class FolderContents:
     others: tuple[str, ...]
 
 
+def split_name(path: str | Path, file_ending: str) -> tuple[str, int] | None:
+    """Split a file's name into case and channel number: ("patient", 2) for `patient_0002.nii.gz`.
+
+    Returns:
+        None where the name has no `_XXXX` channel suffix before `file_ending`.
+    """
+    found = re.fullmatch(r"(.+)_(\d{4})" + re.escape(file_ending), Path(path).name)
+    return (found[1], int(found[2])) if found else None
+
+
 def scan_folder(
     folder: str | os.PathLike, file_ending: str, *, suffixed: bool = True, case: str | None = None
 ) -> FolderContents:
@@ -164,11 +174,9 @@ def _in_words(error: OSError) -> str:
 
 def _case_and_channel(name: str, file_ending: str, suffixed: bool) -> tuple[str | None, int | None]:
     """Return what a name that ends with the file ending tells of case and channel."""
-    stem = name.removesuffix(file_ending)
     if not suffixed:
-        return stem, None
-    found = re.fullmatch(r"(.+)_(\d{4})", stem)
-    return (found[1], int(found[2])) if found else (None, None)
+        return name.removesuffix(file_ending), None
+    return split_name(name, file_ending) or (None, None)
 
 
 def _parts(name: str, file_ending: str, suffixed: bool) -> tuple[str, int | None, str] | None:

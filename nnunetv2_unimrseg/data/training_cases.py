@@ -18,7 +18,7 @@ from nnunetv2_unimrseg.data.cases import by_case, told_doubled
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import (
     RawCase,
-    check_intensities,
+    available_channels,
     named_channels,
     read_case,
     read_label,
@@ -221,8 +221,7 @@ def _in_training(problem: str) -> str:
 
 def _intensity_problems(case: RawCase, expected: _Expected) -> list[str]:
     problems: list[str] = []
-    available = check_intensities(case.image, expected.modalities, problems)
-    problems = [problem for problem in problems if not problem.startswith("no modality is available")]
+    available = available_channels(case.image, expected.modalities, problems)
     for channel, file in case.files.items():
         if not available[channel]:
             name, value = expected.modalities.names[channel], case.image[channel].flat[0]

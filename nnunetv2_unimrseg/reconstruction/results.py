@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_unimrseg.data.cases import one_at_a_time
-from nnunetv2_unimrseg.data.reading import split_name
+from nnunetv2_unimrseg.data.scan_folder import split_name
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, UNIT
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text

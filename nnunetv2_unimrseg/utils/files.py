@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.errors import UserError, in_one_line
+from nnunetv2_unimrseg.errors import UserError, in_one_line, reason_in_words
 
 _UNFINISHED, _FOLDER_SUFFIX = ".unfinished", "files"
 
@@ -58,7 +58,7 @@ def whole_file(
     except UserError:
         raise
     except (OSError, *failures) as error:
-        raise _not_written(place, getattr(error, "strerror", None) or in_one_line(error)) from error
+        raise _not_written(place, reason_in_words(error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -279,7 +279,7 @@ def whole_files(
     except UserError:
         raise
     except (OSError, *failures) as error:
-        raise _not_written(folder, getattr(error, "strerror", None) or in_one_line(error)) from error
+        raise _not_written(folder, reason_in_words(error)) from error
     finally:
         for one in made:
             with contextlib.suppress(OSError):  # it stays where it holds something
