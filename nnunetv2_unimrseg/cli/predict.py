@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use only these modalities (names or channel numbers), as if the other files were absent",
     )
     add("--no_report", action="store_true", help="no report.html and report.json, and no look at stored evaluations")
-    add("--verbose", action="store_true", help="say more")
+    add("--verbose", action="store_true", help="print nnU-Net's messages about each case too")
     add("--save_probabilities", action="store_true", help="also write the class probabilities (.npz)")
     add("--continue_prediction", "--c", action="store_true", help="leave out cases that are already segmented")
     add("-prev_stage_predictions", metavar="FOLDER", help="segmentations of the previous stage, for a cascade")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     device = device_of(args.device)
 
     from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
-    from nnunetv2_unimrseg.reports.prediction import report_when_predicting
+    from nnunetv2_unimrseg.reports.prediction import prediction_reporter
 
     predictor = UniMRSegPredictor(
         tile_step_size=args.step_size,
@@ -68,8 +68,6 @@ def run(args: argparse.Namespace) -> None:
         allow_tqdm=not args.disable_progress_bar,
     )
     predictor.initialize_from_trained_model_folder(folder, folds, args.chk)
-    if not args.no_report:
-        report_when_predicting(predictor)
     predictor.predict_from_files(
         args.i,
         args.o,
@@ -81,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         num_parts=args.num_parts,
         part_id=args.part_id,
         modalities=args.modalities,
+        before_predicting=None if args.no_report else prediction_reporter(predictor),
     )
     if not args.no_report:
         print(f"What to expect of each case: {os.path.join(args.o, 'report.html')}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model, findable_trainers
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
+
+BeforePredicting = Callable[[Path | None, Mapping[str, Mapping[str, Sequence[str]]]], None]
+"""Takes an output folder and, by name of the case, its modalities: `{"available": [...], "missing": [...]}`."""
+
+
+def _print_availability(folder: Path | None, cases: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    print_report(cases)
 
 
 class UniMRSegPredictor(nnUNetPredictor):
@@ -137,6 +144,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         part_id: int = 0,
         *,
         modalities: Names | None = None,
+        before_predicting: BeforePredicting | None = None,
     ) -> list[Any]:
         """Segment cases, each given by any non-empty subset of its files.
 
@@ -153,6 +161,8 @@ class UniMRSegPredictor(nnUNetPredictor):
             num_parts: predict every `num_parts`-th case only ...
             part_id: ... starting with this one.
             modalities: use only these, by name or channel number; None uses every file.
+            before_predicting: called once for each output folder (None: nothing is written), after all checks, with
+                the modalities of its cases; None prints them.
 
         Returns:
             An entry for each case that was predicted: None, or what was not written: the segmentation, with
@@ -172,6 +182,7 @@ class UniMRSegPredictor(nnUNetPredictor):
             previous=folder_with_segs_from_prev_stage,
             part=slice(part_id, None, num_parts),
             chosen=modalities,
+            before_predicting=before_predicting or _print_availability,
         )
         if jobs and output_folder_or_list_of_truncated_output_files is not None:
             record_call(
@@ -231,6 +242,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         previous: str | None,
         part: slice,
         chosen: Names | None,
+        before_predicting: BeforePredicting,
     ) -> list[Job]:
         """Check all that is to be predicted, report its modalities, and make the output folders."""
         modalities, ending = self.modalities, self.dataset_json["file_ending"]
@@ -258,7 +270,7 @@ class UniMRSegPredictor(nnUNetPredictor):
             problems=problems,
             show_progress=self.allow_tqdm,
         )
-        self._report(selected, available)
+        self._report(selected, available, before_predicting)
         return selected
 
     def _setting(self, save_probabilities: bool) -> Setting:
@@ -274,7 +286,7 @@ class UniMRSegPredictor(nnUNetPredictor):
             print(f"{problem}. It is predicted again.")
         return problem is None
 
-    def _report(self, jobs: Sequence[Job], available: Sequence[tuple]) -> None:
+    def _report(self, jobs: Sequence[Job], available: Sequence[tuple], before_predicting: BeforePredicting) -> None:
         folders: dict[Path | None, dict[str, Any]] = {}
         for job, subset in zip(jobs, available, strict=True):
             name = case_name(job.files, self.dataset_json["file_ending"])
@@ -284,11 +296,7 @@ class UniMRSegPredictor(nnUNetPredictor):
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_report(folder, reports)
-            self.report_cases(folder, reports)
-
-    def report_cases(self, folder: Path | None, reports: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Tell, before predicting into `folder`, what each case has (see `cases.report_of`); may be replaced."""
-        print_report(reports)
+            before_predicting(folder, reports)
 
     def predict_from_list_of_npy_arrays(
         self,

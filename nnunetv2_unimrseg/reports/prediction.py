@@ -5,8 +5,11 @@
     predictor.predict_from_files("PATIENTS", "SEGMENTATIONS")
     write_prediction_report("SEGMENTATIONS", predictor)
 
-`report_when_predicting(predictor)`, called before predicting instead, has it written each time before anything is
-computed, as `unimrseg predict` does. `report.json` holds `format`, `updated`, `versions`, `models` (by a
+To have it written before anything is computed, as `unimrseg predict` does:
+
+    predictor.predict_from_files("PATIENTS", "SEGMENTATIONS", before_predicting=prediction_reporter(predictor))
+
+`report.json` holds `format`, `updated`, `versions`, `models` (by a
 short id: `EvaluatedModel.description`, `prediction`, `evaluation`, `why_no_evaluation`, `evaluate_with`, `cautions`)
 and `cases` (by name: `available`, `missing`, `subset`, `model`, `time`, `expected_dice` and `flags`).
 Cases that were predicted before stay in it.
@@ -24,7 +27,7 @@ from typing import Any
 from nnunetv2_unimrseg.data.cases import REPORT_NAME as MODALITIES_NAME
 from nnunetv2_unimrseg.data.cases import one_at_a_time, print_report
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.checkpoint_store import VALIDATION
+from nnunetv2_unimrseg.evaluation.in_checkpoint import VALIDATION
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS, FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.expected_dice import (
     FREQUENT_FAILURE,
@@ -34,7 +37,7 @@ from nnunetv2_unimrseg.evaluation.expected_dice import (
     read_evaluated_model,
 )
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
+from nnunetv2_unimrseg.inference.predictor import BeforePredicting, UniMRSegPredictor
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model
 from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
@@ -106,8 +109,8 @@ def evaluated_model(
     return read_evaluated_model(model.checkpoints)
 
 
-def report_when_predicting(predictor: UniMRSegPredictor) -> None:
-    """Let a predictor tell what to expect of each case, and write the report, before it predicts.
+def prediction_reporter(predictor: UniMRSegPredictor) -> BeforePredicting:
+    """Return what prints the Dice to expect of each case and writes the report, for `before_predicting`.
 
     Raises:
         UserError: as `evaluated_model`.
@@ -116,12 +119,12 @@ def report_when_predicting(predictor: UniMRSegPredictor) -> None:
     if model.evaluation is None:
         print(f"What Dice to expect is not known: {model.why_none}. To know it: {model.evaluate_with}")
 
-    def report_cases(folder: Path | None, cases: Cases) -> None:
+    def report(folder: Path | None, cases: Cases) -> None:
         print_report(cases, remarks(model, cases))
         if folder is not None:
             write_prediction_report(folder, model, cases, prediction=_prediction(predictor))
 
-    predictor.report_cases = report_cases
+    return report
 
 
 def _prediction(predictor: UniMRSegPredictor) -> dict[str, Any]:
