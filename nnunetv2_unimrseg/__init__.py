@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from nnunetv2_unimrseg.comparison.compare import compare
-    from nnunetv2_unimrseg.comparison.results import Comparison
+    from nnunetv2_unimrseg.comparison.comparison import Comparison
     from nnunetv2_unimrseg.config import UniMRSegConfig
     from nnunetv2_unimrseg.errors import UserError
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
     from nnunetv2_unimrseg.evaluation.expected_dice import expected_dice
-    from nnunetv2_unimrseg.evaluation.results import Evaluation, read_evaluation
+    from nnunetv2_unimrseg.evaluation.evaluation import Evaluation, read_evaluation
     from nnunetv2_unimrseg.inference.options import InferenceOptions
     from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
     from nnunetv2_unimrseg.modalities import Modalities
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from nnunetv2_unimrseg.reports.prediction import write_prediction_report
 
 _MODULES = {
-    "Comparison": "comparison.results",
-    "Evaluation": "evaluation.results",
+    "Comparison": "comparison.comparison",
+    "Evaluation": "evaluation.evaluation",
     "InferenceOptions": "inference.options",
     "Modalities": "modalities",
     "Reconstructions": "reconstruction.reconstruct",
@@ -39,7 +39,7 @@ _MODULES = {
     "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
     "expected_dice": "evaluation.expected_dice",
-    "read_evaluation": "evaluation.results",
+    "read_evaluation": "evaluation.evaluation",
     "reconstruct": "reconstruction.reconstruct",
     "write_comparison": "reports.comparison",
     "write_prediction_report": "reports.prediction",

@@ -8,8 +8,8 @@ from pathlib import Path
 import evaluations
 import numpy as np
 
-from nnunetv2_unimrseg.evaluation.results import Evaluation
-from nnunetv2_unimrseg.evaluation.store import write_evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
+from nnunetv2_unimrseg.evaluation.files import write_evaluation
 
 
 def baseline(**options: object) -> Evaluation:

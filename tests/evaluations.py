@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nnunetv2_unimrseg.evaluation.results import COLUMNS, FORMAT, Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, FORMAT, Evaluation
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
 
 FOUR = ("FLAIR", "T1", "T1ce", "T2")

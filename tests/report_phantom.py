@@ -12,7 +12,7 @@ from evaluations import made_up
 from scipy import ndimage
 
 from nnunetv2_unimrseg.data.phantom import LABELS, MODALITIES, write_phantom_dataset
-from nnunetv2_unimrseg.evaluation.results import COLUMNS, Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, Evaluation
 
 NAMES = tuple(name for name in LABELS if name != "background")
 

@@ -11,7 +11,7 @@ from comparable import another, baseline, changed, only, only_subsets
 
 from nnunetv2_unimrseg.comparison.matching import match
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 
 TWO = ("CT", "PET")
 

@@ -17,7 +17,7 @@ from report_phantom import phantom_evaluation
 
 from nnunetv2_unimrseg.data.phantom import LABELS, MODALITIES, write_phantom_dataset
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.store import write_evaluation
+from nnunetv2_unimrseg.evaluation.files import write_evaluation
 
 COMPLETE = "FLAIR+T1+T1ce+T2"
 

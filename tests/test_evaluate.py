@@ -21,8 +21,8 @@ from nnunetv2_unimrseg.data import subset_preprocessing
 from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, read_absent_files
 from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation import engine
-from nnunetv2_unimrseg.evaluation.checkpoint_store import KEY
+from nnunetv2_unimrseg.evaluation import prediction
+from nnunetv2_unimrseg.evaluation.in_checkpoint import KEY
 from nnunetv2_unimrseg.evaluation.evaluate import evaluate as evaluate_with_options
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
@@ -297,10 +297,10 @@ def test_whatever_goes_wrong_with_a_case_is_told_at_the_end(model, root, monkeyp
     if where == "prediction":
         monkeypatch.setattr(UniMRSegPredictor, "predict_logits_from_preprocessed_data", broken)
     if where == "scoring":
-        monkeypatch.setattr(engine, "score_segmentation", broken)
+        monkeypatch.setattr(prediction, "score_segmentation", broken)
     if where == "label":
         label = root / "raw" / trained.DATASET / "labelsTr" / "a.nii.gz"
-        monkeypatch.setattr(engine, "in_background", lambda *args: label.unlink() or in_background(*args))
+        monkeypatch.setattr(prediction, "in_background", lambda *args: label.unlink() or in_background(*args))
         evaluation = evaluate(model, [0], subsets=["complete"], **QUICK)
         assert {failure["case"] for failure in evaluation.failures} == {"a"}
         assert set(evaluation.scores["case"]) == {"b"}

@@ -12,8 +12,8 @@ from evaluations import made_up
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation import summary
-from nnunetv2_unimrseg.evaluation.results import COLUMNS, Evaluation, folder_name, read_evaluation
-from nnunetv2_unimrseg.evaluation.store import write_evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, Evaluation, folder_name, read_evaluation
+from nnunetv2_unimrseg.evaluation.files import write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities
 

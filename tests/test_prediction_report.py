@@ -18,7 +18,7 @@ from test_predictor_files import SEQUENTIAL, make_predictor, tiny_network
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.checkpoint_store import store_evaluation
+from nnunetv2_unimrseg.evaluation.in_checkpoint import store_evaluation
 from nnunetv2_unimrseg.evaluation.expected_dice import EvaluatedModel, expected_dice
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor

@@ -13,7 +13,7 @@ import trained
 from full_disk import check_whole, files_in, read_only
 
 from nnunetv2_unimrseg.cli.main import main
-from nnunetv2_unimrseg.evaluation.checkpoint_store import KEY
+from nnunetv2_unimrseg.evaluation.in_checkpoint import KEY
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.reconstruction.measure import CACHE_NAME
 

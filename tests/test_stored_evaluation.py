@@ -25,7 +25,7 @@ from evaluated_checkpoints import (
 from test_trainer_steps import batch, folders  # noqa: F401
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.checkpoint_store import (
+from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     KEY,
     FoldEvaluations,
     pooled,

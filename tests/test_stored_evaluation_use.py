@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from test_trainer_steps import batch, folders  # noqa: F401
 from test_trainer_steps import make as make_trainer
 
-from nnunetv2_unimrseg.evaluation.checkpoint_store import (
+from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     KEY,
     FoldEvaluations,
     StoredEvaluation,

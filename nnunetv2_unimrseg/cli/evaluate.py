@@ -23,7 +23,7 @@ from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 if TYPE_CHECKING:
-    from nnunetv2_unimrseg.evaluation.results import Evaluation
+    from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 
 FAILED_CASES_EXIT_CODE = 1
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from nnunetv2_unimrseg.comparison.agreement import disagreements, listed, subset_key, subset_keys, unequal_conditions
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 

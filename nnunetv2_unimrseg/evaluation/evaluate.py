@@ -10,12 +10,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, check_label_values, validation_cases
-from nnunetv2_unimrseg.evaluation.checkpoint_store import EXTERNAL, VALIDATION, store_evaluation
+from nnunetv2_unimrseg.evaluation.in_checkpoint import EXTERNAL, VALIDATION, store_evaluation
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
-from nnunetv2_unimrseg.evaluation.engine import is_pending, predict_and_score
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.prediction import is_pending, predict_and_score
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, Model, open_model, settings_of
-from nnunetv2_unimrseg.evaluation.store import open_folder, read_record, remove_report, tidy, write_evaluation
+from nnunetv2_unimrseg.evaluation.files import open_folder, read_record, remove_report, tidy, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.modalities import Modalities, Subset

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.checkpoint_store import (
+from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     StoredEvaluation,
     evaluate_command,
     pooled,

@@ -11,10 +11,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
-from nnunetv2_unimrseg.evaluation.checkpoint_store import EXTERNAL, VALIDATION
+from nnunetv2_unimrseg.evaluation.in_checkpoint import EXTERNAL, VALIDATION
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.metrics import LabelValue
-from nnunetv2_unimrseg.evaluation.results import FORMAT
+from nnunetv2_unimrseg.evaluation.evaluation import FORMAT
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, weights_sha256

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 
 MEAN_LABEL = "mean"
 """Stands for the mean over the labels, where there are several."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 
 LESION = "lesion"
 """What everything but background is called where the values of the labels are not known."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.comparison.results import Comparison
+from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.results import SCORES_NAME, SUMMARY_NAME
+from nnunetv2_unimrseg.evaluation.evaluation import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
 from nnunetv2_unimrseg.reports import comparison_plots as plots

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from nnunetv2_unimrseg.comparison.differences import OVER_ALL, OVER_INCOMPLETE, case_scores
-from nnunetv2_unimrseg.comparison.results import Comparison
+from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS
 from nnunetv2_unimrseg.reports.comparison_plots import panel_labels
 from nnunetv2_unimrseg.reports.comparison_tables import PERCENT, average_name, is_marked

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunetv2_unimrseg.comparison.results import Comparison
+from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.reports.comparison_tables import PERCENT, average_name, is_marked
 from nnunetv2_unimrseg.reports.plots import DPI, draw_circles, plain
 

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from nnunetv2_unimrseg.comparison.differences import OVER_ALL, OVER_INCOMPLETE
-from nnunetv2_unimrseg.comparison.results import Comparison
+from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.reports.tables import NOTHING, Table
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.reports import plots
 from nnunetv2_unimrseg.reports.case_images import read_case_images
 from nnunetv2_unimrseg.reports.evaluation_page import Pictures, evaluation_page

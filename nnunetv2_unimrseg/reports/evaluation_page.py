@@ -12,7 +12,7 @@ import pandas as pd
 
 from nnunetv2_unimrseg.evaluation import summary
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.reports.case_images import label_colours, label_values
 from nnunetv2_unimrseg.reports.html import percent, render
 from nnunetv2_unimrseg.reports.montage import subset_words

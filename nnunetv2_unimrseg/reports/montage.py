@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.evaluation.summary import adding_modalities, by_subset, cost_of_losing, headline_label
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reports.case_images import (

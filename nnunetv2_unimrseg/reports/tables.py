@@ -12,7 +12,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.evaluation.summary import by_subset, labels_with_mean
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 

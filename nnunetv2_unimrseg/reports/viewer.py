@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.reports.case_images import (
     CaseImages,
     background_modality,

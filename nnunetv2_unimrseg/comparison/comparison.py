@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_unimrseg.comparison.matching import Matched
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 
 
@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """The tidy scores of all models (`evaluation.results.COLUMNS` after `model`), common cases and subsets only."""
+        """The tidy scores of all models (`evaluation.evaluation.COLUMNS` after `model`), common cases and subsets only."""
         return self.matched.scores
 
     @property

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.results import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, weights_sha256
 from nnunetv2_unimrseg.utils.files import whole_file
 from nnunetv2_unimrseg.utils.hardware import device_option

@@ -14,7 +14,7 @@ import pandas as pd
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.metrics import RawScores
-from nnunetv2_unimrseg.evaluation.results import (
+from nnunetv2_unimrseg.evaluation.evaluation import (
     COLUMNS,
     SCORES_NAME,
     SUMMARY_NAME,

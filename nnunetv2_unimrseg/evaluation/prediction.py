@@ -23,9 +23,9 @@ from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.metrics import score_segmentation
-from nnunetv2_unimrseg.evaluation.results import prediction_path
+from nnunetv2_unimrseg.evaluation.evaluation import prediction_path
 from nnunetv2_unimrseg.evaluation.settings import label_values
-from nnunetv2_unimrseg.evaluation.store import Record, read_record, write_record
+from nnunetv2_unimrseg.evaluation.files import Record, read_record, write_record
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
