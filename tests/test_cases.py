@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ import tiny
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 
-from nnunetv2_unimrseg.data import cases
 from nnunetv2_unimrseg.data.cases import check_cases, find_cases, print_report, report_of, write_report
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
@@ -227,25 +224,3 @@ def test_a_report_that_cannot_be_read_is_not_overwritten(tmp_path):
         write_report(tmp_path, {"a": {}})
     assert (tmp_path / "modalities.json").read_text() == "{"
     assert [path.name for path in tmp_path.iterdir()] == ["modalities.json"]
-
-
-def test_a_lock_of_a_process_that_died_is_taken_and_one_in_use_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(cases, "_ABANDONED_AFTER_S", 0.3)
-    lock = tmp_path / ".report.json.lock"
-    lock.touch()
-    with cases.one_at_a_time(tmp_path / "report.json"):
-        assert lock.exists()
-    assert not lock.exists()
-
-    inside, most = [], []
-
-    def enter(number: int) -> None:
-        with cases.one_at_a_time(tmp_path / "report.json"):
-            inside.append(number)
-            most.append(len(inside))
-            time.sleep(0.1)
-            inside.remove(number)
-
-    with ThreadPoolExecutor(6) as pool:  # the last waits for longer than a lock may stay the same
-        list(pool.map(enter, range(6)))
-    assert most == [1] * 6 and not lock.exists()

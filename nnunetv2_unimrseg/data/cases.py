@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
 from nnunetv2_unimrseg.utils.background import map_in_threads
+from nnunetv2_unimrseg.utils.file_lock import locked
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "modalities.json"
 """The file beside the segmentations that says which modalities each case had."""
-
-_ABANDONED_AFTER_S = 60.0
-"""A lock that stays the same for so long is of a process that died."""
 
 
 def find_cases(
@@ -303,39 +299,7 @@ def write_report(folder: Path, reports: Mapping[str, Mapping[str, Sequence[str]]
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_NAME
-    with one_at_a_time(path):
+    with locked(path):
         before = read_json(path) if path.exists() else {}
         merged = {**before, **reports}
         write_json(path, {name: merged[name] for name in sorted(merged)})
-
-
-@contextlib.contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep the processes that predict the parts of one folder, on one machine or many, from overwriting entries."""
-    lock = path.with_name(f".{path.name}.lock")
-    _acquire(lock)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _acquire(lock: Path) -> None:
-    seen, since = 0, 0.0
-    while True:
-        try:
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-            return
-        except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
-                made = lock.stat().st_mtime_ns
-                if made != seen:
-                    seen, since = made, time.monotonic()
-                elif time.monotonic() - since > _ABANDONED_AFTER_S:
-                    lock.unlink()
-            time.sleep(0.02)
-        except OSError as error:
-            raise UserError(
-                f"Cannot write in {lock.parent}: {error.strerror}. Make room or permission there, or choose another "
-                "folder."
-            ) from error

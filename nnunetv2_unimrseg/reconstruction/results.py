@@ -17,11 +17,11 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_unimrseg.data.cases import one_at_a_time
 from nnunetv2_unimrseg.data.scan_folder import split_name
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, UNIT
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
+from nnunetv2_unimrseg.utils.file_lock import locked
 from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
 from nnunetv2_unimrseg.utils.versions import versions_of
 
@@ -66,7 +66,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder / SUMMARY_NAME):
+        with locked(folder / SUMMARY_NAME):
             _enter(folder, settings, overwrite)
     except OSError as error:
         raise UserError(
@@ -104,7 +104,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
 
 def add_scores(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Add scores to `scores.csv` and `summary.json`, in place of those that the same cases had."""
-    with one_at_a_time(folder / SUMMARY_NAME):
+    with locked(folder / SUMMARY_NAME):
         new = pd.DataFrame(rows, columns=[*KEYS, *FIGURES])
         before = read_scores(folder)
         before = before[~before["case"].isin(new["case"])]

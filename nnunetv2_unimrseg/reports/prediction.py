@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.data.cases import REPORT_NAME as MODALITIES_NAME
-from nnunetv2_unimrseg.data.cases import one_at_a_time, print_report
+from nnunetv2_unimrseg.data.cases import print_report
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.in_checkpoint import VALIDATION
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS, FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.expected_dice import (
     FREQUENT_FAILURE,
@@ -36,12 +35,14 @@ from nnunetv2_unimrseg.evaluation.expected_dice import (
     EvaluatedModel,
     read_evaluated_model,
 )
+from nnunetv2_unimrseg.evaluation.in_checkpoint import VALIDATION
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import BeforePredicting, UniMRSegPredictor
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model
 from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
 from nnunetv2_unimrseg.reports.html import render
+from nnunetv2_unimrseg.utils.file_lock import locked
 from nnunetv2_unimrseg.utils.versions import versions_of
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
@@ -81,7 +82,7 @@ def write_prediction_report(
         model = evaluated_model(model, folds, checkpoint_name)
     cases = read_json(folder / MODALITIES_NAME) if cases is None else cases
     path = folder / REPORT_NAME
-    with one_at_a_time(path):
+    with locked(path):
         report = _merged(_existing(path), model, cases, prediction or {})
         write_json(path, report)
         write_text(folder / PAGE_NAME, render("prediction.html.j2", **page_of(report)))
