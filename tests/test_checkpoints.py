@@ -12,8 +12,8 @@ import torch
 from networks import stock_unet, unet
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.nnunet.checkpoints import plans_differences, read_checkpoint, take_weights
-from nnunetv2_unimrseg.nnunet.trained_model import check_trained_model
+from nnunetv2_unimrseg.nnunet.checkpoints import plans_differences, read_checkpoint, transfer_weights
+from nnunetv2_unimrseg.nnunet.trained_model import segmentation_checkpoints
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 CONFIGURATION = "3d_fullres"
@@ -52,7 +52,7 @@ def test_a_stock_checkpoint_serves_stages_2_and_3(tmp_path, adapters):
     network = unet(adapters=adapters)
     before = copy.deepcopy(network.adapters.state_dict()) if adapters else {}
     lines = []
-    take_weights(network, path, configuration(), lines.append)
+    transfer_weights(network, path, configuration(), lines.append)
     for key, value in stock.state_dict().items():
         assert torch.equal(network.state_dict()[key], value), key
     for key, value in before.items():
@@ -70,7 +70,7 @@ def test_what_of_stage_1_is_left_out(tmp_path, stage1_decoder, left_out, words):
     second = unet(adapters=False, classes=3)
     before = copy.deepcopy(second.state_dict())
     lines = []
-    take_weights(second, path, configuration(), lines.append, stage1_decoder)
+    transfer_weights(second, path, configuration(), lines.append, stage1_decoder)
     assert words in lines[0]
     after = second.state_dict()
     kept = [key for key in after if key.startswith(left_out) and not key.startswith("decoder.encoder.")]
@@ -86,7 +86,7 @@ def test_adapters_of_a_stage_3_checkpoint_are_taken(tmp_path):
         torch.nn.init.ones_(adapter.scale)
     path = save(tmp_path / "stage3.pth", trained, TRAINER_OF_SECTION["stage3"])
     network = unet()
-    take_weights(network, path, configuration())
+    transfer_weights(network, path, configuration())
     assert all((adapter.scale == 1).all() for adapter in network.adapters)
 
 
@@ -97,7 +97,7 @@ def test_other_plans_are_refused_with_what_differs(tmp_path):
     network = unet(adapters=False, channels=5, modalities=5, features=(8, 16))
     before = copy.deepcopy(network.state_dict())
     with pytest.raises(UserError) as error:
-        take_weights(network, path, configuration())
+        transfer_weights(network, path, configuration())
     message = str(error.value)
     assert "patch_size: [32, 16, 16] in the checkpoint, [16, 16, 16] in the plans" in message
     assert "features_per_stage: [6, 12] in the checkpoint, [4, 8] in the plans" in message
@@ -116,7 +116,7 @@ def test_weights_of_a_distributed_training_are_taken(tmp_path):
     path = tmp_path / "ddp.pth"
     torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainer"}, path)
     network = unet(adapters=False)
-    take_weights(network, path, configuration())
+    transfer_weights(network, path, configuration())
     assert all(torch.equal(network.state_dict()[key], value) for key, value in stock.state_dict().items())
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, missing):
     path = tmp_path / "partial.pth"
     torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainer"}, path)
     with pytest.raises(UserError, match=f"{missing}: not in the checkpoint"):
-        take_weights(unet(adapters=False), path, configuration())
+        transfer_weights(unet(adapters=False), path, configuration())
 
 
 def test_an_empty_file_and_a_folder_are_named(tmp_path):
@@ -167,8 +167,8 @@ def test_a_fold_that_was_trained_with_other_adapters_does_not_fit(tmp_path, fiel
     plans = tiny.plans()
     plans["configurations"][CONFIGURATION]["unimrseg"] = {"stage3": {"initial_lr": 0.5}}
     (tmp_path / "plans.json").write_text(json.dumps(plans))
-    assert check_trained_model(tmp_path, None, "checkpoint_final.pth")
+    assert list(segmentation_checkpoints(tmp_path, None, "checkpoint_final.pth"))
     plans["configurations"][CONFIGURATION]["unimrseg"] = {"stage3": {field: value}}
     (tmp_path / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(UserError, match=rf"stage3\.{field}: \w+ in the checkpoint, {value} in the plans"):
-        check_trained_model(tmp_path, None, "checkpoint_final.pth")
+        list(segmentation_checkpoints(tmp_path, None, "checkpoint_final.pth"))

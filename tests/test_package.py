@@ -15,7 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 import nnunetv2_unimrseg
 from nnunetv2_unimrseg.cli.env import LINES, environment_line
-from nnunetv2_unimrseg.nnunet.discovery import extended, extension_folder
+from nnunetv2_unimrseg.nnunet.discovery import append_extension_folder, extension_folder
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def test_unimrseg_env_appends_once(tmp_path):
         )
         assert (
             result.stdout
-            == extended(before)
+            == append_extension_folder(before)
             == os.pathsep.join([*([before] if before else []), str(extension_folder())])
         )
 

@@ -20,7 +20,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.nnunet.discovery import VARIABLE
-from nnunetv2_unimrseg.nnunet.trained_model import check_trained_model, findable_trainers
+from nnunetv2_unimrseg.nnunet.trained_model import findable_trainers, segmentation_checkpoints
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 SEQUENTIAL = {"num_processes_preprocessing": 0, "num_processes_segmentation_export": 0}
@@ -273,6 +273,10 @@ def write_checkpoint(folder, fold="0", trainer=TRAINER_OF_SECTION["stage2"], pla
     torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
 
 
+def read_checkpoints(folder, folds=(0,), name="checkpoint_final.pth"):
+    return list(segmentation_checkpoints(folder, folds, name))
+
+
 def test_a_trained_model_is_loaded_without_any_variable_set(model, folder, tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     predictor = UniMRSegPredictor(device=torch.device("cpu"), allow_tqdm=False)
@@ -300,7 +304,7 @@ def test_findable_trainers_restores_the_variable(monkeypatch):
 
 def test_what_cannot_be_loaded_is_one_error(model):
     def error(folds=(0,), name="checkpoint_final.pth", folder=model):
-        return error_of(check_trained_model, folder, folds, name)
+        return error_of(read_checkpoints, folder, folds, name)
 
     wrong = model.with_name("UniMRSegStage3Trainer__nnUNetPlans__3d_fullres")
     assert f"Did you mean '{model.name}'?" in error(folder=wrong)
@@ -328,16 +332,14 @@ def test_what_cannot_be_loaded_is_one_error(model):
 )
 def test_models_that_cannot_segment_with_missing_modalities(model, trainer, message):
     write_checkpoint(model, trainer=trainer)
-    assert message in error_of(check_trained_model, model, (0,), "checkpoint_final.pth")
+    assert message in error_of(read_checkpoints, model)
 
 
 def test_a_checkpoint_of_other_plans(model):
     write_checkpoint(model, plans=tiny.plans(patch_size=(8, 8, 8)))
-    assert "patch_size: [8, 8, 8] in the checkpoint" in error_of(
-        check_trained_model, model, (0,), "checkpoint_final.pth"
-    )
+    assert "patch_size: [8, 8, 8] in the checkpoint" in error_of(read_checkpoints, model)
     write_checkpoint(model, configuration="3d_lowres")
-    assert "no configuration '3d_lowres'" in error_of(check_trained_model, model, (0,), "checkpoint_final.pth")
+    assert "no configuration '3d_lowres'" in error_of(read_checkpoints, model)
 
 
 def test_a_cascade_needs_the_previous_stage(folder, tmp_path):

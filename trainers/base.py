@@ -27,12 +27,12 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, take_weights
+from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, transfer_weights
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
 from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
-from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, take_up
+from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, restore_state
 from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
 from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, without_autocast
 from nnunetv2_unimrseg.utils.processes import children_ignore_interrupts
@@ -187,7 +187,7 @@ class UniMRSegTrainer(nnUNetTrainer):
         self._continues = False
         if not self.was_initialized:
             self.initialize()
-        take_up(self, checkpoint)
+        restore_state(self, checkpoint)
         if best_is_lost:
             self._best_ema = None  # the next epoch's takes its place
 
@@ -212,7 +212,7 @@ class UniMRSegTrainer(nnUNetTrainer):
             if initial is not None:
                 if not self.was_initialized:
                     self.initialize()
-                take_weights(
+                transfer_weights(
                     self.unwrapped_network,
                     initial,
                     self.configuration_manager.configuration,

@@ -103,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def take_up(trainer: UniMRSegTrainer, checkpoint: Mapping[str, Any]) -> None:
+def restore_state(trainer: UniMRSegTrainer, checkpoint: Mapping[str, Any]) -> None:
     """Put an initialised trainer into the state that a checkpoint holds.
 
     This is what nnU-Net's `load_checkpoint` does with a file; given what was read from one, it fails (2.8.1).

@@ -94,7 +94,7 @@ def inference_options(args: argparse.Namespace) -> InferenceOptions:
         checkpoint=args.chk,
         use_mirroring=not args.disable_tta,
         step_size=args.step_size,
-        device=device_of(args.device),
+        device=select_device(args.device),
         perform_everything_on_device=not args.not_on_device,
         num_threads_preprocessing=args.npp,
         num_threads_export=args.nps,
@@ -112,7 +112,7 @@ def number_from_environment(variable: str, default: int) -> int:
         return default
 
 
-def device_of(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
     """Return the device of this name, and use as many threads on it as nnU-Net does.
 
     Raises:

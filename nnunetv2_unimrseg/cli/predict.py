@@ -13,8 +13,8 @@ import os
 from nnunetv2_unimrseg.cli.model_arguments import (
     add_model_arguments,
     add_prediction_arguments,
-    device_of,
     model_folder,
+    select_device,
 )
 from nnunetv2_unimrseg.data.cases import check_input_folder
 from nnunetv2_unimrseg.errors import UserError
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"-step_size must be larger than 0 and at most 1; it is {args.step_size}.")
     folds = [fold_name(text) for text in args.f]
     check_input_folder(args.i)
-    device = device_of(args.device)
+    device = select_device(args.device)
 
     from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
     from nnunetv2_unimrseg.reports.prediction import prediction_reporter

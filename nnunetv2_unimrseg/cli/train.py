@@ -14,7 +14,7 @@ from pathlib import Path
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
 from nnunetv2_unimrseg.nnunet.paths import (
     VARIABLES,
     dataset_id,
@@ -175,7 +175,7 @@ def _train(dataset: str, trainer: str, flags: list[str], args: argparse.Namespac
         options.append("--npz")
     words = [dataset, args.configuration, args.fold, *options]
     print(f"nnUNetv2_train {' '.join(words)}", flush=True)
-    environment = {**os.environ, VARIABLE: extended(os.environ.get(VARIABLE))}
+    environment = {**os.environ, VARIABLE: append_extension_folder(os.environ.get(VARIABLE))}
     code = run_child([sys.executable, "-c", CODE, *words], environment)
     if code == 0:
         return

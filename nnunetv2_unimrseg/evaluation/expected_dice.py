@@ -7,7 +7,7 @@ failed (Dice below `FAILURE_DICE`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from nnunetv2_unimrseg.evaluation.in_checkpoint import (
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, segmentation_checkpoints
 
 LARGE_DROP = 0.10
 LOW_DICE = 0.50
@@ -67,17 +66,20 @@ class EvaluatedModel:
     evaluate_with: str
 
 
-def read_evaluated_model(checkpoints: Sequence[Path]) -> EvaluatedModel:
-    """Read what the checkpoints of a model, one a fold, hold.
+def describe_evaluated_model(checkpoints: Iterable[tuple[Path, Mapping[str, Any]]]) -> EvaluatedModel:
+    """Describe a trained model and the evaluations that its checkpoints hold.
+
+    Args:
+        checkpoints: what `segmentation_checkpoints` yields: path and content of one checkpoint a fold.
 
     Raises:
         UserError: when one or the model's dataset.json cannot be used, or its weights changed since the evaluation in
             it was stored.
     """
-    folds = []
-    for path in dict.fromkeys(checkpoints):
-        checkpoint = read_checkpoint(path)
-        folds.append(read_stored_evaluations(checkpoint, path))
+    stored = {}
+    for path, checkpoint in checkpoints:
+        stored[path] = read_stored_evaluations(checkpoint, path)
+    folds = list(stored.values())
     evaluation, why_none = pooled(folds)
     modalities = Modalities.from_dataset_json(read_dataset_json(path.parent.parent / "dataset.json"))
     if evaluation is not None and tuple(evaluation.modalities) != modalities.names:
@@ -122,7 +124,9 @@ def expected_dice(
         UserError: when no evaluation is stored (says how to make one), it lacks the subset, or it is outdated.
     """
     folds = [folds] if isinstance(folds, str | int) else folds
-    model = read_evaluated_model(check_trained_model(Path(model_folder), folds, checkpoint_name, any_trainer=True))
+    model = describe_evaluated_model(
+        segmentation_checkpoints(Path(model_folder), folds, checkpoint_name, any_trainer=True)
+    )
     if model.evaluation is None:
         raise UserError(f"What to expect is not known: {model.why_none}. Evaluate it: `{model.evaluate_with}`.")
     subsets = [entry["available"] for entry in model.evaluation.subsets]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch._dynamo import OptimizedModule
 
 from nnunetv2_unimrseg.data.cases import check_cases, find_cases, print_report, report_of, write_report
 from nnunetv2_unimrseg.data.preprocessing import modalities_of, read_absent_files
@@ -34,7 +31,8 @@ from nnunetv2_unimrseg.inference.jobs import (
 from nnunetv2_unimrseg.inference.pipeline import Setting, export_problem, predict_jobs
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model, findable_trainers
+from nnunetv2_unimrseg.nnunet.paths import read_json
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, build_trained_network, segmentation_checkpoints
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 
 BeforePredicting = Callable[[Path | None, Mapping[str, Mapping[str, Sequence[str]]]], None]
@@ -55,8 +53,8 @@ class UniMRSegPredictor(nnUNetPredictor):
     fills_zeros = False
     """Whether the loaded network does not know of missing modalities and sees zeros in their channels."""
 
-    checkpoints: Sequence[Path] = ()
-    """The files that were loaded, one a fold."""
+    checkpoints: Sequence[tuple[Path, dict[str, Any]]] = ()
+    """Path and content, without the state of the optimizer, of the checkpoint of each fold that was loaded."""
 
     def initialize_from_trained_model_folder(
         self,
@@ -81,14 +79,38 @@ class UniMRSegPredictor(nnUNetPredictor):
         """
         if isinstance(use_folds, str | int):
             use_folds = [use_folds]
-        self.checkpoints = check_trained_model(
-            Path(model_training_output_dir), use_folds, checkpoint_name, any_trainer=zero_fill
+        folder = Path(model_training_output_dir)
+        read = segmentation_checkpoints(folder, use_folds, checkpoint_name, any_trainer=zero_fill)
+        self.initialize_from_checkpoints(list(read), zero_fill=zero_fill)
+
+    def initialize_from_checkpoints(
+        self, checkpoints: Sequence[tuple[Path, dict[str, Any]]], *, zero_fill: bool = False
+    ) -> None:
+        """Load a model whose checkpoints have been read already; otherwise as `initialize_from_trained_model_folder`.
+
+        Args:
+            checkpoints: what `segmentation_checkpoints` yields: path and content of one checkpoint a fold.
+            zero_fill: accept a network that does not know of missing modalities (see `fills_zeros`).
+
+        Raises:
+            UserError: when plans.json or dataset.json beside the checkpoints cannot be read.
+        """
+        path, first = checkpoints[0]
+        folder = path.parents[1]
+        plans_manager, dataset_json = PlansManager(read_json(folder / "plans.json")), read_json(folder / "dataset.json")
+        configuration_manager = plans_manager.get_configuration(first["init_args"]["configuration"])
+        network = build_trained_network(first, path, plans_manager, configuration_manager, dataset_json)
+        self.manual_initialization(
+            network,
+            plans_manager,
+            configuration_manager,
+            [checkpoint["network_weights"] for _, checkpoint in checkpoints],
+            dataset_json,
+            first["trainer_name"],
+            first.get("inference_allowed_mirroring_axes"),
         )
-        with findable_trainers(), contextlib.redirect_stdout(io.StringIO()):  # where nnU-Net found the trainer
-            super().initialize_from_trained_model_folder(str(model_training_output_dir), use_folds, checkpoint_name)
-        network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
+        self.checkpoints = checkpoints
         self.fills_zeros = zero_fill and not isinstance(network, MissingModalityUNet)
-        self._accept_absent_files()
 
     def manual_initialization(
         self,
@@ -110,9 +132,7 @@ class UniMRSegPredictor(nnUNetPredictor):
             trainer_name,
             inference_allowed_mirroring_axes,
         )
-        self._accept_absent_files()
-
-    def _accept_absent_files(self) -> None:
+        self.checkpoints, self.fills_zeros = (), False
         modalities_of(self.configuration_manager, self.dataset_json)
         read_absent_files(self.configuration_manager)
         write_whole_segmentations(self.plans_manager)

@@ -18,7 +18,7 @@ from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.paths import read_json
-from nnunetv2_unimrseg.nnunet.trained_model import Fold, section_of, trained_checkpoints
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, find_section, trained_checkpoints
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 
@@ -51,7 +51,7 @@ class Reconstructor(nnUNetPredictor):
             use_folds = [use_folds]
         checkpoints = []
         for path, checkpoint in trained_checkpoints(folder, use_folds, checkpoint_name):
-            if section_of(checkpoint, path) != "stage1":
+            if find_section(checkpoint, path) != "stage1":
                 raise UserError(
                     f"{path} is no stage-1 model, so it cannot reconstruct images; it was trained by "
                     f"{checkpoint.get('trainer_name')}. Train stage 1 with `nnUNetv2_train DATASET CONFIGURATION FOLD "

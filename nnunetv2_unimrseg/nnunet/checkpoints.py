@@ -105,7 +105,7 @@ def _plain(value: object) -> object:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def take_weights(
+def transfer_weights(
     network: nn.Module,
     path: str | Path,
     configuration: Mapping[str, Any],

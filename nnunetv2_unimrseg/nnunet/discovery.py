@@ -25,7 +25,7 @@ def extension_folder() -> Path:
     return folder
 
 
-def extended(current: str | None) -> str:
+def append_extension_folder(current: str | None) -> str:
     """Return the list of folders `current` with the extension folder appended, unless it is in it already."""
     folder = str(extension_folder())
     folders = [entry for entry in (current or "").split(os.pathsep) if entry]

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.nnunet.checkpoints import adapter_differences, plans_differences, read_checkpoint
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
 from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 Fold = int | str
+
+_ONLY_FOR_TRAINING = ("optimizer_state", "grad_scaler_state")
+"""Entries of a checkpoint; the optimizer's state is as large as the weights."""
 
 
 @contextlib.contextmanager
 def findable_trainers() -> Iterator[None]:
     """Let nnU-Net find the trainers of this package for a while, whether or not nnUNet_extTrainer names them."""
     before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = extended(before)
+    os.environ[VARIABLE] = append_extension_folder(before)
     try:
         yield
     finally:
@@ -33,28 +40,6 @@ def findable_trainers() -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-
-
-def check_trained_model(
-    folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str, *, any_trainer: bool = False
-) -> list[Path]:
-    """Check that a model can be used for prediction, and return its checkpoints.
-
-    Args:
-        folder: the folder that holds `fold_X`, plans.json and dataset.json.
-        folds: the folds to use; None for all that have the checkpoint.
-        checkpoint_name: the file to look for in each fold.
-        any_trainer: whether a model that was not trained for missing modalities will do.
-
-    Raises:
-        UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, the checkpoint does not fit
-            the folder's plans, or the model does not segment (with missing modalities).
-    """
-    paths = []
-    for path, checkpoint in trained_checkpoints(folder, folds, checkpoint_name):
-        _check_trainer(checkpoint, path, any_trainer)
-        paths.append(path)
-    return paths
 
 
 def trained_checkpoints(
@@ -66,6 +51,9 @@ def trained_checkpoints(
         folder: the folder that holds `fold_X`, plans.json and dataset.json.
         folds: the folds to use; None for all that have the checkpoint.
         checkpoint_name: the file to look for in each fold.
+
+    Yields:
+        The path of each checkpoint, and its content without the state of the optimizer, which is dropped at once.
 
     Raises:
         UserError: when the folder, a fold or its checkpoint is absent, a file is damaged, dataset.json has mistakes,
@@ -80,9 +68,55 @@ def trained_checkpoints(
     paths = _checkpoints(folder, folds, checkpoint_name)
     plans, _ = read_json(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
     for path in paths:
-        checkpoint = read_checkpoint(path)
+        checkpoint = {key: value for key, value in read_checkpoint(path).items() if key not in _ONLY_FOR_TRAINING}
         _check_plans(checkpoint, plans, path)
         yield path, checkpoint
+
+
+def segmentation_checkpoints(
+    folder: Path, folds: Sequence[Fold] | None, checkpoint_name: str, *, any_trainer: bool = False
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read the checkpoints of a model that segments cases with missing modalities; see `trained_checkpoints`.
+
+    Args:
+        folder: the folder that holds `fold_X`, plans.json and dataset.json.
+        folds: the folds to use; None for all that have the checkpoint.
+        checkpoint_name: the file to look for in each fold.
+        any_trainer: whether a model that was not trained for missing modalities will do.
+
+    Raises:
+        UserError: also when the model does not segment (with missing modalities).
+    """
+    for path, checkpoint in trained_checkpoints(folder, folds, checkpoint_name):
+        _check_trainer(checkpoint, path, any_trainer)
+        yield path, checkpoint
+
+
+def build_trained_network(
+    checkpoint: Mapping[str, Any],
+    path: Path,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict[str, Any],
+) -> nn.Module:
+    """Build the network that a checkpoint's trainer predicts with, as nnU-Net's predictor does, and load its weights.
+
+    Raises:
+        UserError: when nnU-Net cannot find the trainer.
+    """
+    build = _find_trainer(str(checkpoint["trainer_name"]), path).build_network_architecture
+    channels = determine_num_input_channels(plans_manager, configuration_manager, dataset_json)
+    heads = plans_manager.get_label_manager(dataset_json).num_segmentation_heads
+    described: tuple[Any, ...] = (plans_manager, configuration_manager)
+    if "plans_manager" not in inspect.signature(build).parameters:  # trainers written for nnU-Net before 2.8
+        described = (
+            configuration_manager.network_arch_class_name,
+            configuration_manager.network_arch_init_kwargs,
+            configuration_manager.network_arch_init_kwargs_req_import,
+        )
+    network: nn.Module = build(*described, channels, heads, enable_deep_supervision=False)
+    network.load_state_dict(checkpoint["network_weights"])
+    return network
 
 
 def _trained_in(folder: Path) -> list[str]:
@@ -107,7 +141,7 @@ def _checkpoints(folder: Path, folds: Sequence[Fold] | None, checkpoint_name: st
 
 
 def _check_trainer(checkpoint: Mapping[str, Any], path: Path, any_trainer: bool) -> None:
-    name, section = str(checkpoint.get("trainer_name")), section_of(checkpoint, path)
+    name, section = str(checkpoint.get("trainer_name")), find_section(checkpoint, path)
     if section == "stage1":
         raise UserError(
             f"{path} is a stage-1 model: it reconstructs images and cannot segment. Train stages 2 and 3 "
@@ -122,7 +156,7 @@ def _check_trainer(checkpoint: Mapping[str, Any], path: Path, any_trainer: bool)
         )
 
 
-def section_of(checkpoint: Mapping[str, Any], path: Path) -> str | None:
+def find_section(checkpoint: Mapping[str, Any], path: Path) -> str | None:
     """Return the section of the configuration that a checkpoint's trainer reads; None for other packages' trainers.
 
     Raises:
@@ -130,11 +164,11 @@ def section_of(checkpoint: Mapping[str, Any], path: Path) -> str | None:
     """
     name = str(checkpoint.get("trainer_name"))
     known = next((section for section, trainer in TRAINER_OF_SECTION.items() if trainer == name), None)
-    return known or getattr(_trainer_class(name, path), "section", None)
+    return known or getattr(_find_trainer(name, path), "section", None)
 
 
-def _trainer_class(name: str, path: Path) -> type:
-    with findable_trainers():
+def _find_trainer(name: str, path: Path) -> type:
+    with findable_trainers(), contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it found the trainer
         try:
             return recursive_find_trainer_class_by_name(name)
         except RuntimeError:
@@ -155,7 +189,7 @@ def _check_plans(checkpoint: Mapping[str, Any], plans: dict[str, Any], path: Pat
         )
     ours = PlansManager(plans).get_configuration(configuration).configuration
     different = plans_differences(checkpoint, ours)
-    if section_of(checkpoint, path) == "stage3":
+    if find_section(checkpoint, path) == "stage3":
         different += adapter_differences(checkpoint, ours)
     if different:
         raise UserError(

@@ -33,13 +33,13 @@ from nnunetv2_unimrseg.evaluation.expected_dice import (
     LARGE_DROP,
     LOW_DICE,
     EvaluatedModel,
-    read_evaluated_model,
+    describe_evaluated_model,
 )
 from nnunetv2_unimrseg.evaluation.in_checkpoint import VALIDATION
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import BeforePredicting, UniMRSegPredictor
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
-from nnunetv2_unimrseg.nnunet.trained_model import Fold, check_trained_model
+from nnunetv2_unimrseg.nnunet.trained_model import Fold, segmentation_checkpoints
 from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
 from nnunetv2_unimrseg.reports.html import render
 from nnunetv2_unimrseg.utils.file_lock import locked
@@ -63,7 +63,7 @@ def write_prediction_report(
     Args:
         folder: where the segmentations are, or will be.
         model: that predicts: a predictor with a model loaded from its folder, that folder, or what
-            `read_evaluated_model` returns.
+            `describe_evaluated_model` returns.
         cases: by name, `{"available": [...], "missing": [...]}`; None for all in the folder's `modalities.json`.
         folds: with a model's folder: those that predict; None for all trained.
         checkpoint_name: with a model's folder: the file of each fold.
@@ -101,13 +101,13 @@ def evaluated_model(
     """
     if not isinstance(model, UniMRSegPredictor):
         folds = [folds] if isinstance(folds, str | int) else folds
-        return read_evaluated_model(check_trained_model(Path(model), folds, checkpoint_name))
+        return describe_evaluated_model(segmentation_checkpoints(Path(model), folds, checkpoint_name))
     if not model.checkpoints:
         raise UserError(
             "The predictor's model was not loaded from a folder, so there is no evaluation of it to report. Load one "
             "with initialize_from_trained_model_folder."
         )
-    return read_evaluated_model(model.checkpoints)
+    return describe_evaluated_model(model.checkpoints)
 
 
 def prediction_reporter(predictor: UniMRSegPredictor) -> BeforePredicting:

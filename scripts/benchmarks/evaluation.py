@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, extended
+from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
 from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 def seconds_of(command: list[str], output: Path) -> float:
     """Run a command that writes into `output`, which is removed before, and return its wall time in seconds."""
     shutil.rmtree(output, ignore_errors=True)
-    environment = {**os.environ, VARIABLE: extended(os.environ.get(VARIABLE))}
+    environment = {**os.environ, VARIABLE: append_extension_folder(os.environ.get(VARIABLE))}
     start = time.perf_counter()
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode != 0:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.cli.model_arguments import device_of
+from nnunetv2_unimrseg.cli.model_arguments import select_device
 from nnunetv2_unimrseg.cli.train import FOLDS, check_preprocessed
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.paths import (
@@ -39,7 +39,7 @@ def find_planned_dataset(args: argparse.Namespace) -> str:
     folds = len(json.loads(splits.read_text())) if splits.is_file() else FOLDS
     if unknown := [fold for fold in args.f if not 0 <= fold < folds]:
         raise UserError(f"There is no fold {', '.join(map(str, unknown))}: {dataset} has the folds 0 to {folds - 1}.")
-    device_of(args.device)
+    select_device(args.device)
     return dataset
 
 
