@@ -1,10 +1,10 @@
-"""Reading checkpoints, and taking the weights of one stage (or of a stock nnU-Net) over into the next."""
+"""Reading checkpoints, and starting a stage from the weights of another one or of a stock nnU-Net."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ DECODER = "decoder."
 SHARED_ENCODER = "decoder.encoder."
 ADAPTERS = "adapters."
 
-_OF_ADAPTERS = ("adapters", "adapter_first_stage", "adapter_window", "adapters_know_modalities", "reverse_attention")
+_ADAPTER_FIELDS = ("adapters", "adapter_first_stage", "adapter_window", "adapters_know_modalities", "reverse_attention")
 """Fields of `Stage3Config` that shape its network."""
 _COMPARED = ("patch_size", "spacing", "normalization_schemes", "architecture")
 
@@ -63,8 +63,8 @@ def weights_sha256(network_weights: Mapping[str, torch.Tensor]) -> str:
 def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
     """Say in words where the plans that a checkpoint was trained with differ from `configuration`.
 
-    Compared are the patch size, the spacing, the channels' normalisation and the architecture (features, strides,
-    kernels). An empty list means that they agree, or that the checkpoint does not record its plans.
+    The patch size, the spacing, the channels' normalisation and the architecture (features, strides, kernels) are
+    compared. An empty list means that they agree, or that the checkpoint does not record its plans.
     """
     init_args = checkpoint.get("init_args", {})
     if "plans" not in init_args:
@@ -72,10 +72,7 @@ def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str,
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     theirs = PlansManager(init_args["plans"]).get_configuration(init_args["configuration"]).configuration
-    differences: list[str] = []
-    for key in _COMPARED:
-        _compare(key, theirs.get(key), configuration.get(key), differences)
-    return differences
+    return [line for key in _COMPARED for line in _differences(key, theirs.get(key), configuration.get(key))]
 
 
 def adapter_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
@@ -85,23 +82,24 @@ def adapter_differences(checkpoint: Mapping[str, Any], configuration: Mapping[st
         return []
     theirs = UniMRSegConfig.from_plans(init_args["plans"], init_args["configuration"]).stage3
     ours = UniMRSegConfig.from_dict(configuration.get(PLANS_KEY, {})).stage3
-    differences: list[str] = []
-    for name in _OF_ADAPTERS:
-        _compare(f"stage3.{name}", getattr(theirs, name), getattr(ours, name), differences)
-    return differences
+    return [
+        line
+        for name in _ADAPTER_FIELDS
+        for line in _differences(f"stage3.{name}", getattr(theirs, name), getattr(ours, name))
+    ]
 
 
-def _compare(name: str, theirs: object, ours: object, differences: list[str]) -> None:
+def _differences(name: str, theirs: object, ours: object) -> Iterator[str]:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         for key in sorted({*theirs, *ours}):
-            _compare(key, theirs.get(key), ours.get(key), differences)
-    elif _plain(theirs) != _plain(ours):
-        differences.append(f"{name}: {_plain(theirs)} in the checkpoint, {_plain(ours)} in the plans")
+            yield from _differences(key, theirs.get(key), ours.get(key))
+    elif _rounded(theirs) != _rounded(ours):
+        yield f"{name}: {_rounded(theirs)} in the checkpoint, {_rounded(ours)} in the plans"
 
 
-def _plain(value: object) -> object:
+def _rounded(value: object) -> object:
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_rounded(entry) for entry in value]
     return round(value, 6) if isinstance(value, float) else value
 
 

@@ -6,7 +6,8 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ _CHANNELS = ("channel_names", "modality")
 _KEYS = (*_CHANNELS, "labels", "numTraining", "file_ending")
 _KNOWN = (*_KEYS, "regions_class_order", "overwrite_image_reader_writer", "dataset", "numTest", "training", "test")
 
-_Mistakes = list[tuple[list[str], str]]
-"""Pairs: sentences that one line to write mends, and that line; "" where a sentence says itself what to do."""
+
+@dataclass(frozen=True)
+class _Mistake:
+    """Sentences that say what is wrong, and the line to write instead; "" where they say themselves what to do."""
+
+    sentences: list[str]
+    line: str
 
 
 def read_dataset_json(path: Path, *, raw: bool = False) -> dict[str, Any]:
@@ -30,7 +36,7 @@ def read_dataset_json(path: Path, *, raw: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        raw: see `check_dataset_json`.
+        raw: whether the file lies in nnUNet_raw (see `check_dataset_json`).
 
     Returns:
         The content as it is in the file.
@@ -47,30 +53,32 @@ def check_dataset_json(content: Mapping[str, Any], source: str | os.PathLike, *,
     """Check what nnU-Net and this package take from a dataset.json.
 
     Args:
-        content: of the file.
+        content: what the file holds.
         source: the file's path, or words for it, with which the message starts.
-        raw: whether it lies in nnUNet_raw. Only there `numTraining`, `dataset`, the readers and the order of channels
-            matter; elsewhere the plans have taken their place.
+        raw: whether it lies in nnUNet_raw. Only there nnU-Net uses `numTraining`, `dataset`, the readers and the order
+            of channels; elsewhere the plans replace them.
 
     Raises:
         UserError: one error that lists every mistake and the corrected line for each.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{source} must hold a JSON object, found {shown(content)}.")
-    content, misspelt = _rightly_spelt(content)
-    mistakes: _Mistakes = []
-    channels = _check_channels(content, misspelt, raw, mistakes)
-    _check_labels(content, misspelt, mistakes)
+    content, misspelt = _with_correct_keys(content)
+    mistakes, channels = _check_channels(content, misspelt, raw)
+    mistakes += _label_mistakes(content, misspelt)
     if raw:
-        _check_num_training(content, source, misspelt, mistakes)
-    ending = _check_file_ending(content, misspelt, raw, mistakes)
+        mistakes += _num_training_mistakes(content, source, misspelt)
+    reader_mistakes, reader = _check_reader(content, raw)
+    ending_mistakes, ending = _check_file_ending(content, misspelt, raw, reader)
+    mistakes += reader_mistakes + ending_mistakes
     if raw:
-        _check_cases(content, channels, ending, mistakes)
+        mistakes += _case_mistakes(content, channels, ending)
     if not mistakes:
         return
     entries = []
-    for found, write in mistakes:
-        entries += [*found[:-1], f"{found[-1]}\n    {write}" if write else found[-1]]
+    for mistake in mistakes:
+        *first, last = mistake.sentences
+        entries += [*first, f"{last}\n    {mistake.line}" if mistake.line else last]
     raise UserError(f"{source} has {counted(len(entries), 'mistake')}:\n{listed(entries, MOST_NAMED)}")
 
 
@@ -79,8 +87,8 @@ def _write(key: str, value: object, *, example: bool = False) -> str:
     return f"Write, for example: {line}" if example else f"Write: {line}"
 
 
-def _rightly_spelt(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give misspelt keys their names; says which, by right name."""
+def _with_correct_keys(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the content with misspelt keys corrected, and these keys: correct spelling -> what the file has."""
     content, misspelt = dict(content), {}
     strange = {re.sub(r"[^a-z]", "", str(key).casefold()).rstrip("s"): key for key in content if key not in _KNOWN}
     for key in _KEYS:
@@ -98,19 +106,18 @@ def _spelling(key: str, misspelt: Mapping[str, str]) -> list[str]:
 
 
 def _check_channels(
-    content: Mapping[str, Any], misspelt: Mapping[str, str], raw: bool, mistakes: _Mistakes
-) -> dict[str, str]:
+    content: Mapping[str, Any], misspelt: Mapping[str, str], raw: bool
+) -> tuple[list[_Mistake], dict[str, str]]:
+    """Return the mistakes, and the channels corrected: number -> name."""
     key = channels_key(content)
     found, channels = check_channels(content)
     found = _spelling(key, misspelt) + found
     if raw and not found:
         found += _order_of_channels(content[key], key)
     if not channels:
-        mistakes += [(found, _write(key, EXAMPLE, example=True))]
-    elif found:
-        unchanged = content[key] == channels and not misspelt and list(content[key]) == list(channels)
-        mistakes += [(found, "" if unchanged else _write(key, channels))]
-    return channels
+        return [_Mistake(found, _write(key, EXAMPLE, example=True))], channels
+    unchanged = content[key] == channels and not misspelt and list(content[key]) == list(channels)
+    return [_Mistake(found, "" if unchanged else _write(key, channels))] if found else [], channels
 
 
 def _order_of_channels(channels: Mapping[str, str], key: str) -> list[str]:
@@ -127,25 +134,25 @@ def _order_of_channels(channels: Mapping[str, str], key: str) -> list[str]:
     ]
 
 
-def _check_labels(content: Mapping[str, Any], misspelt: Mapping[str, str], mistakes: _Mistakes) -> None:
+def _label_mistakes(content: Mapping[str, Any], misspelt: Mapping[str, str]) -> Iterator[_Mistake]:
     if "labels" not in content:
-        mistakes += [(['"labels" is absent.'], _write("labels", {"background": 0, "tumour": 1}, example=True))]
+        yield _Mistake(['"labels" is absent.'], _write("labels", {"background": 0, "tumour": 1}, example=True))
         return
     checked = check_labels(content["labels"])
     found = _spelling("labels", misspelt) + checked.found
     if found and checked.labels is None:
-        mistakes += [(found, _write("labels", checked.example, example=True))]
+        yield _Mistake(found, _write("labels", checked.example, example=True))
     elif found:
         also = " (the label files must hold these values, too)" if checked.renumbered else ""
-        mistakes += [(found, _write("labels", checked.labels) + also)]
+        yield _Mistake(found, _write("labels", checked.labels) + also)
     found, order = check_regions_class_order(content.get("regions_class_order"), checked.regions)
     if found:
-        mistakes += [(found, _write("regions_class_order", order) if order else "")]
+        yield _Mistake(found, _write("regions_class_order", order) if order else "")
 
 
-def _check_num_training(
-    content: Mapping[str, Any], source: str | os.PathLike, misspelt: Mapping[str, str], mistakes: _Mistakes
-) -> None:
+def _num_training_mistakes(
+    content: Mapping[str, Any], source: str | os.PathLike, misspelt: Mapping[str, str]
+) -> Iterator[_Mistake]:
     found, given = _spelling("numTraining", misspelt), content.get("numTraining")
     number = whole_number(given)
     if "numTraining" not in content:
@@ -156,7 +163,7 @@ def _check_num_training(
         found.append(f'"numTraining" is {number}, but it must be at least 1.')
     if found:
         known = number if number is not None and number > 0 else _number_of_cases(content, source)
-        mistakes += [(found, _write("numTraining", known or 20, example=not known))]
+        yield _Mistake(found, _write("numTraining", known or 20, example=not known))
 
 
 def _number_of_cases(content: Mapping[str, Any], source: str | os.PathLike) -> int:
@@ -169,10 +176,10 @@ def _number_of_cases(content: Mapping[str, Any], source: str | os.PathLike) -> i
     return len({name[1] for name in names if name})
 
 
-def _check_file_ending(content: Mapping[str, Any], misspelt: Mapping[str, str], raw: bool, mistakes: _Mistakes) -> str:
-    """Check the ending and the reader; returns the ending, corrected."""
-    reader = content.get("overwrite_image_reader_writer", "None")
-    named = "" if reader == "None" else _check_reader(reader, mistakes) if raw else str(reader)
+def _check_file_ending(
+    content: Mapping[str, Any], misspelt: Mapping[str, str], raw: bool, reader: str
+) -> tuple[list[_Mistake], str]:
+    """Return the mistakes, and the ending corrected; `reader` is the name of the reader, "" where there is none."""
     found, given = _spelling("file_ending", misspelt), content.get("file_ending")
     example = not isinstance(given, str)
     ending = ".nii.gz" if example else given.strip().lstrip("*")
@@ -182,41 +189,41 @@ def _check_file_ending(content: Mapping[str, Any], misspelt: Mapping[str, str], 
         found.append(f'"file_ending" is {shown(given)}, but it must be text.')
     else:
         endings = _readers_and_endings()[1] if raw or not ending.startswith(".") else []
-        if not ending.startswith(".") and (not named or "." not in ending or f".{ending}".lower() in endings):
+        if not ending.startswith(".") and (not reader or "." not in ending or f".{ending}".lower() in endings):
             ending, example = (f".{ending}", False) if ending else (".nii.gz", True)
             found.append(f'"file_ending" is {shown(given)}, but it must start with a dot.')
         elif ending != given:
             found.append(f'"file_ending" is {shown(given)}, but it must be only the end of the file names.')
-        if raw and not named and ending.lower() not in endings:
+        if raw and not reader and ending.lower() not in endings:
             found.append(
                 f'"file_ending" is {shown(given)}, which no reader of nnU-Net takes. It takes {", ".join(endings)}; '
                 "convert images that are of another format."
             )
             close = difflib.get_close_matches(ending.lower(), endings, n=1, cutoff=0.7)
             ending, example = (close or [".nii.gz"])[0], not close
-    if found:
-        mistakes += [(found, _write("file_ending", ending, example=example))]
-    return ending
+    return [_Mistake(found, _write("file_ending", ending, example=example))] if found else [], ending
 
 
-def _check_reader(name: object, mistakes: _Mistakes) -> str:
-    """Return the name of nnU-Net's reader; "" where it has none of that name."""
+def _check_reader(content: Mapping[str, Any], raw: bool) -> tuple[list[_Mistake], str]:
+    """Return the mistakes, and the name of nnU-Net's reader; "" where none, or none that nnU-Net has, is named."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
+    name = content.get("overwrite_image_reader_writer", "None")
+    if name == "None" or not raw:
+        return [], "" if name == "None" else str(name)
     by_folded = {known.casefold(): known for known in sorted(_readers_and_endings()[0])}
     found, close = f'"overwrite_image_reader_writer" is {shown(name)}, but it must be the name of a reader.', []
     if isinstance(name, str):
         try:
             recursive_find_reader_writer_by_name(name)
-            return name
+            return [], name
         except RuntimeError:
             found = f'"overwrite_image_reader_writer" names the reader {shown(name)}, which nnU-Net does not have.'
         close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.5)
     right = by_folded[close[0]] if close else ""
     also = "" if right else " (nnU-Net then chooses by the file ending)"
     found += f" There are: {', '.join(by_folded.values())}."
-    mistakes += [([found], _write("overwrite_image_reader_writer", right or "None") + also)]
-    return right
+    return [_Mistake([found], _write("overwrite_image_reader_writer", right or "None") + also)], right
 
 
 def _readers_and_endings() -> tuple[list[str], list[str]]:
@@ -227,8 +234,8 @@ def _readers_and_endings() -> tuple[list[str], list[str]]:
     return [reader.__name__ for reader in LIST_OF_IO_CLASSES], sorted(endings)
 
 
-def _check_cases(content: Mapping[str, Any], channels: Mapping[str, str], ending: str, mistakes: _Mistakes) -> None:
-    """Check the explicit list of training cases."""
+def _case_mistakes(content: Mapping[str, Any], channels: Mapping[str, str], ending: str) -> Iterator[_Mistake]:
+    """Yield what is wrong with the explicit list of training cases."""
     if "dataset" not in content:
         return
     cases = content["dataset"]
@@ -238,12 +245,12 @@ def _check_cases(content: Mapping[str, Any], channels: Mapping[str, str], ending
         label = first.get("label")
         name = Path(label).name.removesuffix(ending) if isinstance(label, str) else "case_1"
         _, entry, _ = _checked_case(name, first, channels, ending)
-        mistakes += [([found], _write("dataset", {name: entry}, example=True))]
+        yield _Mistake([found], _write("dataset", {name: entry}, example=True))
         return
     for name, given in cases.items():
         found, entry, guessed = _checked_case(name, given, channels, ending)
         if found:
-            mistakes += [(found, _write(name, entry, example=guessed))]
+            yield _Mistake(found, _write(name, entry, example=guessed))
 
 
 def _checked_case(
