@@ -38,6 +38,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^ *```{language}\n(.*?)^ *```$", read(page), re.MULTILINE | re.DOTALL)
 
 
+def messages(page: Path) -> list[str]:
+    """Return the messages that a page quotes, one a line, with single spaces."""
+    lines = "\n".join(blocks(page, "message")).splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
 def without_blocks(page: Path) -> str:
     return re.sub(r"^ *```.*?^ *```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
 
@@ -68,7 +74,7 @@ class Found(Exception):
 
 
 @functools.cache
-def parser_of(command: str, subcommand: str) -> argparse.ArgumentParser:
+def find_parser(command: str, subcommand: str) -> argparse.ArgumentParser:
     """Return the real parser: of nnU-Net's commands, the one that they are about to use."""
     if command == "unimrseg":
         assert subcommand in COMMANDS, f"there is no command unimrseg {subcommand}"
@@ -88,7 +94,7 @@ def parser_of(command: str, subcommand: str) -> argparse.ArgumentParser:
 
 def check_command(words: list[str]) -> None:
     own = words[0] == "unimrseg"
-    parser = parser_of(words[0], words[1] if own else "")
+    parser = find_parser(words[0], words[1] if own else "")
     try:
         parser.parse_args(words[2:] if own else words[1:])
     except SystemExit as error:

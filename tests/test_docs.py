@@ -27,9 +27,10 @@ from documentation import (
     ROOT,
     blocks,
     check_command,
+    find_parser,
     inline_code,
+    messages,
     name,
-    parser_of,
     read,
     shell_commands,
     slugs,
@@ -94,7 +95,7 @@ def options() -> dict[str, set[str]]:
     with_parser = ("train", "predict", "predict_from_modelfolder", "plan_and_preprocess", "preprocess")
     more = [*with_parser, "export_model_to_zip", "install_pretrained_model_from_zip"]
     commands += [(point.name, "") for point in points if point.name in {f"nnUNetv2_{each}" for each in more}]
-    return {f"{one} {two}".strip(): set(parser_of(one, two)._option_string_actions) for one, two in commands}
+    return {f"{one} {two}".strip(): set(find_parser(one, two)._option_string_actions) for one, two in commands}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -150,6 +151,24 @@ def test_every_public_name_is_in_the_python_reference():
         assert member in nnunetv2_unimrseg.__all__, f"{member} is not public"
 
 
+# --- numbers
+
+
+NUMBER = r"(?<![\w.])[+-]?\d+\.\d(?![\d.])"
+"""A number with one decimal, as every Dice value on the page of the benchmarks."""
+
+
+def test_the_conclusions_quote_numbers_of_the_tables():
+    page, readme = read(DOCS / "benchmarks.md"), read(ROOT / "README.md")
+    tables = "\n".join(re.findall(r"<!-- benchmark:\w+ -->\n(.*?)<!-- /benchmark -->", page, re.DOTALL))
+    measured = {number.lstrip("+-") for number in re.findall(NUMBER, tables)}
+    summary = page.partition("## What you will get")[2].partition("\n## ")[0]
+    results = readme.partition("**What to expect.**")[2].partition("\n\n")[0]
+    for text in (summary, results):
+        quoted = [number.lstrip("+-") for number in re.findall(NUMBER, text)]
+        assert len(quoted) >= 6 and not set(quoted) - measured, sorted(set(quoted) - measured)
+
+
 # --- messages
 
 
@@ -158,7 +177,7 @@ SHORTEST = 8
 """Letters of a piece of a message that is looked for."""
 
 
-def strings_of(source: str) -> Iterator[str]:
+def find_strings(source: str) -> Iterator[str]:
     """Yield the texts of a module; what is formatted into them becomes `PLACEHOLDER`."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -189,7 +208,7 @@ def corpus() -> str:
     folders += [Path(module.__path__[0]) for module in (nnunetv2, batchgenerators)]
     files = [file for folder in folders for file in folder.rglob("*.py")]
     files += [Path(torch.__path__[0]) / "cuda" / "__init__.py", Path(os.__file__).parent / "multiprocessing/spawn.py"]
-    found = [squeezed(text) for file in files for text in strings_of(read(file))]
+    found = [squeezed(text) for file in files for text in find_strings(read(file))]
     shell = subprocess.run(["bash", "-c", "no_such_command"], capture_output=True, text=True, env={"LC_ALL": "C"})
     return "\n".join([*found, shell.stderr, os.strerror(28)])
 
@@ -207,21 +226,18 @@ def is_in_torch(piece: str) -> bool:
     return False
 
 
-def of_cuda(piece: str) -> bool:
+def is_from_cuda(piece: str) -> bool:
     return any(word in piece for word in ("CUDA", "NVIDIA")) and importlib.util.find_spec("nvidia") is None
 
 
-MESSAGES = [squeezed(block) for block in blocks(DOCS / "troubleshooting.md", "message")]
-
-
-@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("message", messages(DOCS / "troubleshooting.md"))
 def test_every_message_occurs_in_the_code(message):
     pieces = [piece.strip(" :;,") for piece in message.split("...")]
     pieces = [piece for piece in pieces if len(piece) >= SHORTEST]
     assert pieces, "there is nothing to search for"
     for piece in pieces:
         piece = piece.removeprefix("unimrseg: ")
-        assert piece in corpus() or is_in_torch(piece) or of_cuda(piece), f"no message of the code holds {piece!r}"
+        assert piece in corpus() or is_in_torch(piece) or is_from_cuda(piece), f"no message of the code holds {piece!r}"
 
 
 def test_every_symptom_has_message_cause_and_remedy():
