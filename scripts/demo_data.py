@@ -110,9 +110,9 @@ def link_incomplete(dataset: Path, folder: Path) -> dict[str, list[str]]:
     description = read_json(dataset / "dataset.json")
     modalities = Modalities.from_dataset_json(description)
     ending = description["file_ending"]
-    problems: list[str] = []
+    cases, problems = find_cases(dataset / "imagesTs", modalities, ending, None)
     links, missing = {}, {}
-    for number, files in enumerate(find_cases(dataset / "imagesTs", modalities, ending, None, problems)):
+    for number, files in enumerate(cases):
         patient = case_name(files, ending)
         if len(files) < len(modalities):
             problems.append(f"unseen patient {patient} must have every modality, found {len(files)} files.")

@@ -18,16 +18,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.data import subset_preprocessing
-from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, enable_incomplete_cases
 from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation import prediction
-from nnunetv2_unimrseg.evaluation.in_checkpoint import KEY
 from nnunetv2_unimrseg.evaluation.evaluate import evaluate as evaluate_with_options
+from nnunetv2_unimrseg.evaluation.in_checkpoint import KEY
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
 from nnunetv2_unimrseg.reports.evaluation import write_report
-from nnunetv2_unimrseg.utils.background import in_background
+from nnunetv2_unimrseg.utils.threads import prefetch
 
 evaluate = with_options(evaluate_with_options)
 QUICK = {"device": "cpu", "use_mirroring": False, "store": False, "show_progress": False}
@@ -61,7 +61,7 @@ def test_sharing_work_changes_no_bit(tmp_path, monkeypatch, use_mask, normaliser
     files = tiny.write_case(tmp_path, "case", image)
     plans_manager = PlansManager(tiny.plans(normalisers, use_mask=use_mask))
     configuration = plans_manager.get_configuration("3d_fullres")
-    read_absent_files(configuration)
+    enable_incomplete_cases(configuration)
     subsets = {NAMES.describe(subset): subset for subset in all_subsets(4)}
     calls = []
     whole = UniMRSegPreprocessor.run_case_npy
@@ -300,7 +300,7 @@ def test_whatever_goes_wrong_with_a_case_is_told_at_the_end(model, root, monkeyp
         monkeypatch.setattr(prediction, "score_segmentation", broken)
     if where == "label":
         label = root / "raw" / trained.DATASET / "labelsTr" / "a.nii.gz"
-        monkeypatch.setattr(prediction, "in_background", lambda *args: label.unlink() or in_background(*args))
+        monkeypatch.setattr(prediction, "prefetch", lambda *args: label.unlink() or prefetch(*args))
         evaluation = evaluate(model, [0], subsets=["complete"], **QUICK)
         assert {failure["case"] for failure in evaluation.failures} == {"a"}
         assert set(evaluation.scores["case"]) == {"b"}

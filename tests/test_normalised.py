@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.data import normalised
 from nnunetv2_unimrseg.data.cases import check_cases
-from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, preprocessing_problems, read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, enable_incomplete_cases, preprocessing_problems
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
 
@@ -115,7 +115,7 @@ def test_prediction_refuses_such_a_case_before_anything_is_computed(tmp_path):
 def test_stock_prediction_refuses_it_too_with_the_files_named(tmp_path):
     files = tiny.write_case(tmp_path, "p", changed(enlarge), (0, 2))
     plans_manager, configuration = managers()
-    read_absent_files(configuration)
+    enable_incomplete_cases(configuration)
     with pytest.raises(UserError) as caught:
         UniMRSegPreprocessor(verbose=False).run_case(files, None, plans_manager, configuration, tiny.dataset_json())
     assert f"Case 'p' ({', '.join(files)})" in str(caught.value) and "CT (channel 0)" in str(caught.value)

@@ -12,7 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from test_predictor_files import make_predictor
 
-from nnunetv2_unimrseg.data.cases import write_report
+from nnunetv2_unimrseg.data.cases import write_availability
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.arrays import scatter
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
@@ -56,8 +56,8 @@ def test_scatter_refuses_what_is_not_clear(image, names):
 
 
 def test_reports_of_earlier_cases_are_kept(tmp_path):
-    write_report(tmp_path, {"b": {"available": ["T1"], "missing": ["T2"]}})
-    write_report(tmp_path, {"a": {"available": ["T2"], "missing": ["T1"]}})
+    write_availability(tmp_path, {"b": {"available": ["T1"], "missing": ["T2"]}})
+    write_availability(tmp_path, {"a": {"available": ["T2"], "missing": ["T1"]}})
     assert list(json.loads((tmp_path / "modalities.json").read_text())) == ["a", "b"]
 
 

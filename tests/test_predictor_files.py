@@ -15,7 +15,7 @@ import tiny
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, enable_incomplete_cases
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.build import build_network
@@ -360,7 +360,7 @@ def test_the_stock_predictor_reads_absent_files_through_the_same_object(folder):
     """What nnU-Net's own command does: the network is built first, then this very configuration preprocesses."""
     plans_manager = PlansManager(tiny.plans())
     configuration = plans_manager.get_configuration("3d_fullres")
-    read_absent_files(configuration)
+    enable_incomplete_cases(configuration)
     preprocessor = plans_manager.get_configuration("3d_fullres").preprocessor_class(verbose=False)
     data = preprocessor.run_case(
         [str(folder / "c_0003.nii.gz")], None, plans_manager, configuration, tiny.dataset_json()
@@ -372,7 +372,7 @@ def test_the_stock_predictor_refuses_a_case_with_a_scan_that_would_go_unnoticed(
     """nnU-Net lists the folder itself and passes over what is no file of the ending."""
     plans_manager = PlansManager(tiny.plans())
     configuration = plans_manager.get_configuration("3d_fullres")
-    read_absent_files(configuration)
+    enable_incomplete_cases(configuration)
     files = [str(folder / "c_0003.nii.gz")]
     arguments = None, plans_manager, configuration, tiny.dataset_json()
     preprocessor = configuration.preprocessor_class(verbose=False)

@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_unimrseg.data.preprocessing import (
     UniMRSegConfigurationManager,
     UniMRSegPreprocessor,
-    read_absent_files,
+    enable_incomplete_cases,
 )
 from nnunetv2_unimrseg.data.whole_image import nifti_problem
 from nnunetv2_unimrseg.errors import UserError
@@ -321,7 +321,7 @@ def test_one_object_changes_and_nothing_else():
     before = {name: vars(ConfigurationManager)[name] for name in vars(ConfigurationManager)}
     first = PlansManager(tiny.plans()).get_configuration("3d_fullres")
     second = PlansManager(tiny.plans()).get_configuration("3d_fullres")
-    read_absent_files(first)
+    enable_incomplete_cases(first)
     assert first.preprocessor_class is UniMRSegPreprocessor
     assert second.preprocessor_class is DefaultPreprocessor
     assert type(second) is ConfigurationManager
@@ -336,7 +336,7 @@ def _preprocessor_name(configuration_manager, answers):
 
 def test_the_configuration_survives_a_spawned_process():
     configuration = PlansManager(tiny.plans()).get_configuration("3d_fullres")
-    read_absent_files(configuration)
+    enable_incomplete_cases(configuration)
     assert type(pickle.loads(pickle.dumps(configuration))) is UniMRSegConfigurationManager
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
@@ -349,7 +349,7 @@ def test_the_configuration_survives_a_spawned_process():
 def test_a_preprocessor_of_ones_own_is_refused():
     configuration = PlansManager(tiny.plans()).get_configuration("3d_fullres")
     configuration.configuration["preprocessor_name"] = "MyPreprocessor"
-    assert "MyPreprocessor" in error_of(read_absent_files, configuration)
+    assert "MyPreprocessor" in error_of(enable_incomplete_cases, configuration)
 
 
 def test_plans_of_another_number_of_channels(case):

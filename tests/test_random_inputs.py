@@ -15,7 +15,7 @@ from fuzz_inputs import kind_of
 from fuzz_inputs_cases import BAD, EVERY_VARIATION, GOOD, VARIATIONS, make_case
 from fuzz_inputs_check import FAILED, outcome_of, predictor_of
 
-from nnunetv2_unimrseg.data.reading import reason_of
+from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.whole_image import image_problem
 from nnunetv2_unimrseg.errors import UserError
 
@@ -97,7 +97,7 @@ def test_truncated_files_of_itk_say_so(tmp_path, ending, line, packed, left, val
 def test_reasons_of_itk():
     where = "Exception thrown in SimpleITK ImageFileReader_Execute: /tmp/ITK/itkMetaImageIO.cxx:490:\n"
     cut = "ITK ERROR: MetaImageIO(0x55e8d59fe810): File cannot be read: /a.mha for reading.\nReason: No such file"
-    assert reason_of(RuntimeError(where + cut)) == "File cannot be read: /a.mha for reading"
+    assert explain_failure(RuntimeError(where + cut)) == "File cannot be read: /a.mha for reading"
     nrrd = (
         "ITK ERROR: NrrdImageIO(0x55e8cebaaa60): Read: Error reading /a.nrrd:\n"
         '[nrrd] nrrdLoad: trouble reading "/a.nrrd"\n'
@@ -105,13 +105,14 @@ def test_reasons_of_itk():
         "[nrrd] _nrrdEncodingGzip_read: expected 96000 bytes but received 63905\n"
     )
     expected = "Read: Error reading /a.nrrd: expected 96000 bytes but received 63905"
-    assert reason_of(RuntimeError(where + nrrd)) == expected
-    assert reason_of(RuntimeError(where + nrrd.replace("ITK ERROR", "itk::ERROR"))) == expected
+    assert explain_failure(RuntimeError(where + nrrd)) == expected
+    assert explain_failure(RuntimeError(where + nrrd.replace("ITK ERROR", "itk::ERROR"))) == expected
     unknown = 'sitk::ERROR: Unable to determine ImageIO reader for "/a.mha"'
-    assert "does not know its format" in reason_of(RuntimeError(where + unknown))
-    assert reason_of(MemoryError()) == "there is not enough memory for it"
-    assert reason_of(ValueError("a\0b\udc80" + "x" * 5000)).startswith("a?b?x") and reason_of(KeyError()) == "KeyError"
-    assert len(reason_of(ValueError("x" * 5000))) < 320
+    assert "does not know its format" in explain_failure(RuntimeError(where + unknown))
+    assert explain_failure(MemoryError()) == "there is not enough memory for it"
+    assert explain_failure(ValueError("a\0b\udc80" + "x" * 5000)).startswith("a?b?x")
+    assert explain_failure(KeyError()) == "KeyError"
+    assert len(explain_failure(ValueError("x" * 5000))) < 320
 
 
 META = """ObjectType = Image

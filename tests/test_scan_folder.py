@@ -255,4 +255,4 @@ def test_a_second_image_of_a_scan_that_is_there_is_told(tmp_path):
     for name in ("a_0000.nii.gz", "a_0000.nii", "a_0001.nii.gz"):
         (tmp_path / name).touch()
     contents = scan_folder(tmp_path, ".nii.gz")
-    assert [path.name for path in contents.doubled] == ["a_0000.nii"] and not contents.unusable
+    assert [path.name for path in contents.duplicates] == ["a_0000.nii"] and not contents.unusable

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_unimrseg.config import TrainingConfig, UniMRSegConfig
 from nnunetv2_unimrseg.data.preprocessed_cases import check_preprocessed_cases
-from nnunetv2_unimrseg.data.preprocessing import read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.build import build_network
@@ -109,7 +109,7 @@ class UniMRSegTrainer(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> MissingModalityUNet:
         """Build the network without adapters; nnU-Net's commands then read absent files and write whole ones."""
-        read_absent_files(configuration_manager)
+        enable_incomplete_cases(configuration_manager)
         write_whole_segmentations(plans_manager)
         return build_network(
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=False

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 from torch import distributed as dist
 
-from nnunetv2_unimrseg.data.preprocessing import read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
 from nnunetv2_unimrseg.method.augmentation import draw_corruption
@@ -62,7 +62,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
                 "This is a stage-1 model: it reconstructs images and cannot segment; train stages 2 and 3 and "
                 "predict with -tr UniMRSegStage3Trainer."
             )
-        read_absent_files(configuration_manager)
+        enable_incomplete_cases(configuration_manager)
         channels = len(configuration_manager.normalization_schemes)
         network = build_network(configuration_manager, num_input_channels, channels, False, adapters=False)
         network.decoder.seg_layers[:-1].requires_grad_(False)

@@ -8,7 +8,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_unimrseg.data.preprocessing import read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.losses import feature_consistency, prediction_consistency
@@ -50,7 +50,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         enable_deep_supervision: bool = True,
     ) -> MissingModalityUNet:
         """Build the network with adapters and a frozen encoder."""
-        read_absent_files(configuration_manager)
+        enable_incomplete_cases(configuration_manager)
         write_whole_segmentations(plans_manager)
         network = build_network(
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=True

@@ -18,7 +18,7 @@ from nnunetv2_unimrseg.nnunet.discovery import VARIABLE
 from nnunetv2_unimrseg.nnunet.paths import VARIABLES, find_dataset, fold_name, read_configuration, result_folder
 from nnunetv2_unimrseg.nnunet.training_state import training_state
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-from nnunetv2_unimrseg.utils.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import package_versions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     args.f = [fold_name(text) for text in args.f]
     found, problems = _trainers_found()
     facts: dict[str, Any] = {
-        "versions": versions_of("nnunetv2", "torch", "dynamic-network-architectures"),
+        "versions": package_versions("nnunetv2", "torch", "dynamic-network-architectures"),
         "devices": _devices(),
         VARIABLE: os.environ.get(VARIABLE),
         "trainers_found": found,

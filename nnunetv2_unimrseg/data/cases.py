@@ -21,14 +21,14 @@ from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, spli
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
-from nnunetv2_unimrseg.utils.background import map_in_threads
 from nnunetv2_unimrseg.utils.file_lock import locked
+from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-REPORT_NAME = "modalities.json"
+AVAILABILITY_NAME = "modalities.json"
 """The file beside the segmentations that says which modalities each case had."""
 
 
@@ -37,10 +37,9 @@ def find_cases(
     modalities: Modalities,
     file_ending: str,
     chosen: Subset | None,
-    problems: list[str],
     *,
     tell: bool = True,
-) -> list[list[str]]:
+) -> tuple[list[list[str]], list[str]]:
     """Find the files of each case.
 
     Args:
@@ -49,26 +48,30 @@ def find_cases(
         modalities: the dataset's modalities.
         file_ending: as in dataset.json.
         chosen: the only modalities whose files are wanted; None for all.
-        problems: is appended to for a file without channel suffix, an unknown channel, a case without files, and what
-            looks like a scan (of a wanted modality) and cannot be used as one (see `scan_folder`).
-        tell: whether to print how many hidden files were ignored.
+        tell: whether to print how many files were ignored.
+
+    Returns:
+        The files of each case; and the problems: a file without channel suffix, an unknown channel, a case without
+        files, and what looks like a scan (of a wanted modality) and cannot be used as one (see `scan_folder`).
 
     Raises:
         UserError: when the folder is absent or cannot be read, or holds no usable file of that ending (then what looks
             like scans is listed); when the list is empty, or a flat list of files.
     """
     if isinstance(source, str | os.PathLike):
-        cases = _cases_of_folder(Path(source), modalities, file_ending, chosen, problems, tell)
+        cases, problems = _list_folder(Path(source), modalities, file_ending, chosen, tell)
     else:
         source = list(source)
         _refuse_flat_list(source, file_ending)
         cases = [[str(file) for file in files] for files in source]
-        problems += [f"case number {number}: no file." for number, files in enumerate(cases) if not files]
+        problems = [f"case number {number}: no file." for number, files in enumerate(cases) if not files]
         if not cases:
             raise UserError("There is no case to predict: the list of cases is empty.")
     if chosen is not None:
-        cases = [_only(chosen, files, modalities, file_ending, problems) for files in cases if files]
-    return [files for files in cases if files]
+        restricted = [_restrict(files, chosen, modalities, file_ending) for files in cases if files]
+        cases = [files for files, _ in restricted]
+        problems += [problem for _, found in restricted for problem in found]
+    return [files for files in cases if files], problems
 
 
 def _refuse_flat_list(source: Sequence[object], file_ending: str) -> None:
@@ -100,9 +103,9 @@ def check_input_folder(folder: str | os.PathLike) -> None:
     raise UserError(f"There is no input folder {folder}.{link}")
 
 
-def _cases_of_folder(
-    folder: Path, modalities: Modalities, file_ending: str, chosen: Subset | None, problems: list[str], tell: bool
-) -> list[list[str]]:
+def _list_folder(
+    folder: Path, modalities: Modalities, file_ending: str, chosen: Subset | None, tell: bool
+) -> tuple[list[list[str]], list[str]]:
     check_input_folder(folder)
     contents = scan_folder(folder, file_ending)
     unusable = [
@@ -118,45 +121,44 @@ def _cases_of_folder(
             f"The input folder {folder} holds no file that ends with '{file_ending}', as this dataset's images do. "
             f"{found}"
         )
-    if contents.doubled and tell:
-        print(told_doubled(contents.doubled, file_ending))
+    if contents.duplicates and tell:
+        print(describe_duplicates(contents.duplicates, file_ending))
     if contents.hidden and tell:
         print(f"Ignored {_hidden(contents)}.")
-    problems += unusable
-    return list(by_case(contents.images, modalities, file_ending, problems).values())
+    cases, unnamed = group_by_case(contents.images, modalities, file_ending)
+    return list(cases.values()), [*unusable, *unnamed]
 
 
-def told_doubled(doubled: Sequence[Path], file_ending: str) -> str:
+def describe_duplicates(duplicates: Sequence[Path], file_ending: str) -> str:
     """Say that files were left out, for each of which there is another of the same case and modality."""
     return (
-        f"Left out {counted(len(doubled), 'image')} of another ending, such as {doubled[0].name}: there is a "
+        f"Left out {counted(len(duplicates), 'image')} of another ending, such as {duplicates[0].name}: there is a "
         f"'{file_ending}' file of the same case and modality."
     )
 
 
-def by_case(
-    images: Iterable[Path], modalities: Modalities, file_ending: str, problems: list[str]
-) -> dict[str, list[str]]:
-    """Return the files of each case, cases in the order of their names.
+def group_by_case(
+    images: Iterable[Path], modalities: Modalities, file_ending: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Group files by the case that their names (CASE_XXXX and the ending) say.
 
-    Args:
-        images: named CASE_XXXX and the ending.
-        modalities: the dataset's.
-        file_ending: as in dataset.json.
-        problems: is appended to for a file without channel suffix.
+    Returns:
+        The files of each case by its name, in the order of the names; and a problem for each file without channel
+        suffix.
     """
     cases: dict[str, list[str]] = {}
+    problems = []
     for path in images:
         split = split_name(path, file_ending)
         if split is None:
             problems.append(no_suffix(str(path), modalities, file_ending))
         else:
             cases.setdefault(split[0], []).append(str(path))
-    return dict(sorted(cases.items()))
+    return dict(sorted(cases.items())), problems
 
 
 def _held(contents: FolderContents) -> str:
-    """Say what a folder without usable images holds."""
+    """List what a folder without usable images holds."""
     names = sorted([*contents.others, *(scan.path.name for scan in contents.unusable)])
     words = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     if not contents.hidden:
@@ -170,10 +172,13 @@ def _hidden(contents: FolderContents) -> str:
     return f"{counted(len(contents.hidden), 'hidden file')}, {such_as}{contents.hidden[0].name}"
 
 
-def _only(chosen: Subset, files: list[str], modalities: Modalities, file_ending: str, problems: list[str]) -> list[str]:
-    channels = assign_channels(files, modalities, file_ending, problems)
+def _restrict(
+    files: list[str], chosen: Subset, modalities: Modalities, file_ending: str
+) -> tuple[list[str], list[str]]:
+    """Return the files of a case that are of the chosen modalities, and the problems."""
+    channels, problems = assign_channels(files, modalities, file_ending)
     if channels is None:
-        return []
+        return [], problems
     kept = [file for file, channel in zip(files, channels, strict=True) if chosen[channel]]
     name = case_name(files, file_ending)
     if not kept:
@@ -187,7 +192,7 @@ def _only(chosen: Subset, files: list[str], modalities: Modalities, file_ending:
             f"case '{name}': to use only some of its modalities, the '_XXXX' suffix of each file must say which one "
             f"it is; found {', '.join(files)}."
         )
-    return kept
+    return kept, problems
 
 
 def check_cases(
@@ -210,7 +215,7 @@ def check_cases(
         file_ending: as in dataset.json.
         plans: with which the cases will be preprocessed; None leaves out whether they can be.
         chosen: the only modalities that may be used; None for all.
-        problems: what was found before, to be told with the rest.
+        problems: found before, which are listed first.
         show_progress: whether to show a progress bar.
 
     Returns:
@@ -235,9 +240,10 @@ def _check_case(
     files: Sequence[str],
 ) -> tuple[Subset, list[str]]:
     """Return the available modalities of a case, and its problems."""
-    problems: list[str] = []
-    read = read_case(files, reader, modalities, file_ending, problems)
-    available = () if read is None else check_intensities(read.image, modalities, problems)
+    available: Subset = ()
+    read, problems = read_case(files, reader, modalities, file_ending)
+    if read is not None:
+        available, problems = check_intensities(read.image, modalities)
     unwanted = [present and not wanted for present, wanted in zip(available, chosen or available, strict=False)]
     if any(unwanted):
         problems.append(
@@ -275,7 +281,7 @@ def raise_for_input(problems: Sequence[str]) -> None:
         raise UserError(f"The input has {counted(len(problems), 'problem')}; nothing was computed:\n{listed(problems)}")
 
 
-def report_of(available: Subset, modalities: Modalities) -> dict[str, list[str]]:
+def describe_availability(available: Subset, modalities: Modalities) -> dict[str, list[str]]:
     """Return the names of a case's modalities: `{"available": [...], "missing": [...]}`."""
     pairs = list(zip(modalities, available, strict=True))
     return {
@@ -284,22 +290,24 @@ def report_of(available: Subset, modalities: Modalities) -> dict[str, list[str]]
     }
 
 
-def print_report(reports: Mapping[str, Mapping[str, Sequence[str]]], remarks: Mapping[str, str] | None = None) -> None:
+def print_availability(
+    cases: Mapping[str, Mapping[str, Sequence[str]]], remarks: Mapping[str, str] | None = None
+) -> None:
     """Print one line a case, with a remark after it where there is one."""
-    for name, report in reports.items():
-        missing = f", missing: {', '.join(report['missing'])}" if report["missing"] else ", nothing missing"
-        print(f"{name}: available: {', '.join(report['available'])}{missing}{(remarks or {}).get(name, '')}")
+    for name, modalities in cases.items():
+        missing = f", missing: {', '.join(modalities['missing'])}" if modalities["missing"] else ", nothing missing"
+        print(f"{name}: available: {', '.join(modalities['available'])}{missing}{(remarks or {}).get(name, '')}")
 
 
-def write_report(folder: Path, reports: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+def write_availability(folder: Path, cases: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
     """Write `modalities.json` into a folder, in one step; other cases that an existing one lists are kept.
 
     Raises:
         UserError: when an existing file cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / REPORT_NAME
+    path = folder / AVAILABILITY_NAME
     with locked(path):
         before = read_json(path) if path.exists() else {}
-        merged = {**before, **reports}
+        merged = {**before, **cases}
         write_json(path, {name: merged[name] for name in sorted(merged)})

@@ -174,7 +174,7 @@ def _unpacked(file: IO[bytes]) -> Iterator[int]:
             yield len(chunk)
 
 
-def reason_of(error: BaseException) -> str:
+def explain_failure(error: BaseException) -> str:
     """Return in one short line why a reader failed; of the several lines of ITK and NRRD the one that says it."""
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"

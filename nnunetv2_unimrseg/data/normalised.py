@@ -21,6 +21,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_unimrseg.data.reading import extreme_values
 from nnunetv2_unimrseg.errors import by, in_one_line
 from nnunetv2_unimrseg.modalities import Modalities
 
@@ -91,6 +92,7 @@ def normalisation_problems(
     modalities: Modalities,
     normalisation: Normalisation,
     files: Mapping[int, str] | None = None,
+    otherwise: str = "leave this modality out",
 ) -> list[str]:
     """Say in words which available channels are not finite, or constant, after normalisation; nothing where none is.
 
@@ -100,6 +102,7 @@ def normalisation_problems(
         modalities: the C modalities.
         normalisation: of the C channels. Only those that could become useless are normalised.
         files: the file of each channel, for the message.
+        otherwise: what to do with an image that cannot be mended.
     """
     schemes, foreground = normalisation.normalization_schemes, normalisation.foreground
     suspicious = [
@@ -113,19 +116,19 @@ def normalisation_problems(
     data, mask, _ = crop_to_nonzero(data.transpose([0, *(axis + 1 for axis in normalisation.transpose_forward)]))
     problems = []
     for channel in suspicious:
-        found, scheme = _extremes(image[channel]), schemes[channel]
+        found, scheme = extreme_values(image[channel]), schemes[channel]
         if problem := normalisation.problem(data, mask, channel):
             file = f"{files[channel]}: " if files and channel in files else ""
             cause = _likely_cause(*found, scheme, foreground.get(str(channel), {}))
             problems.append(
                 f"{file}{modalities.names[channel]} (channel {channel}) cannot be used: its values range from "
-                f"{found[0]:.6g} to {found[1]:.6g}, and normalised by {scheme} {problem}. {cause}"
+                f"{found[0]:.6g} to {found[1]:.6g}, and normalised by {scheme} {problem}. {cause}, or {otherwise}."
             )
     return problems
 
 
 def _is_harmless(channel: np.ndarray, scheme: str, foreground: Mapping[str, float]) -> bool:
-    low, high = _extremes(channel)
+    low, high = extreme_values(channel)
     if not -LARGE < low <= high < LARGE or scheme.startswith("RGB"):
         return False
     if scheme == CT and not (low < foreground["percentile_99_5"] and high > foreground["percentile_00_5"]):
@@ -138,39 +141,33 @@ def _is_harmless(channel: np.ndarray, scheme: str, foreground: Mapping[str, floa
 
 def value_problem(normalised: np.ndarray) -> str | None:
     """Say what is wrong with the values of a normalised channel, or None."""
-    low, high = _extremes(normalised)
+    low, high = extreme_values(normalised)
     if not (math.isfinite(low) and math.isfinite(high)):
         return "NaN or infinite"
     return "all the same" if low == high else None
 
 
-def _extremes(channel: np.ndarray) -> tuple[float, float]:
-    return float(channel.min()), float(channel.max())
-
-
 def _likely_cause(low: float, high: float, scheme: str, foreground: Mapping[str, float]) -> str:
+    """Say why a channel has most likely become useless, and what to do; more advice follows after a comma."""
     if low < _LOWEST_PADDING:
         return (
             "A converter has most likely padded the image with the lowest float32 number. Replace these voxels by the "
-            "image's background value, or leave this modality out."
+            "image's background value"
         )
     if max(abs(low), abs(high)) >= LARGE:
         return (
             "Values of this size come from a damaged file, a wrong byte order or a wrong scaling factor. Convert the "
-            "image again, or leave this modality out."
+            "image again"
         )
     if scheme == CT:
         limits = f"{foreground['percentile_00_5']:g} and {foreground['percentile_99_5']:g}"
         return (
             f"The training images lie between {limits} there. Is it another modality, or not in Hounsfield units? "
-            "Give the right file, or leave this modality out."
+            "Give the right file"
         )
     if scheme.startswith("RGB"):
-        return "Give 8-bit colour images, or leave this modality out."
-    return (
-        "Besides zeros it holds a single value, as a mask or a label does. Give the right file, or leave this modality "
-        "out."
-    )
+        return "Give 8-bit colour images"
+    return "Besides zeros it holds a single value, as a mask or a label does. Give the right file"
 
 
 def size_problem(

@@ -266,7 +266,7 @@ def _draw_nested_blobs(generator: np.random.Generator, coordinates: np.ndarray, 
     labels = np.zeros(tissues.shape, dtype=np.uint8)
     for label, share in ((1, 0.52), (2, 0.5), (3, 0.0)):
         rough = 0.09 * _smooth_field(generator, tissues.shape, 0.09)
-        blob = _nearest_voxels(_distance_from_one_of(generator, coordinates, centres) + rough, allowed, voxels)
+        blob = _nearest_voxels(_distance_from_random_voxel(generator, coordinates, centres) + rough, allowed, voxels)
         labels[blob] = label
         voxels = share * generator.uniform(0.6, 1.25) * np.count_nonzero(blob)
         allowed = ndimage.binary_erosion(blob)
@@ -275,7 +275,7 @@ def _draw_nested_blobs(generator: np.random.Generator, coordinates: np.ndarray, 
     return labels
 
 
-def _distance_from_one_of(
+def _distance_from_random_voxel(
     generator: np.random.Generator, coordinates: np.ndarray, centres: np.ndarray, stretch: float = 1.25
 ) -> np.ndarray:
     """Return every voxel's distance from a random voxel of a mask, in an ellipsoid's metric of random axes."""
@@ -308,7 +308,7 @@ def _draw_spots(
     rough = 0.025 * _smooth_field(generator, shape, 0.06)
     spots = np.zeros(shape, dtype=bool)
     for _ in range(generator.integers(2, 5)):
-        distance = _distance_from_one_of(generator, coordinates, centres, stretch=1.4)
+        distance = _distance_from_random_voxel(generator, coordinates, centres, stretch=1.4)
         spots |= distance + rough < generator.uniform(0.10, 0.22)
     elsewhere = ~ndimage.binary_dilation(tumour)
     return ndimage.gaussian_filter((spots & brain & elsewhere).astype(np.float64), 0.5) * elsewhere

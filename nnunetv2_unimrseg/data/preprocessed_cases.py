@@ -20,8 +20,8 @@ from nnunetv2_unimrseg.data.normalised import value_problem
 from nnunetv2_unimrseg.data.training_cases import MOST_NAMED_PROBLEMS
 from nnunetv2_unimrseg.errors import UserError, counted, in_one_line, listed
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.utils.background import map_in_threads
 from nnunetv2_unimrseg.utils.files import read_json, write_json
+from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 NOTE_NAME = "unimrseg_checked_{folder}.json"
 """The file beside a folder of preprocessed cases that says which of them were found in order (nnU-Net takes no other

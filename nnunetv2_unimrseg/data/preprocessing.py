@@ -16,7 +16,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_unimrseg.data.normalised import Normalisation, normalisation_problems, size_problem
-from nnunetv2_unimrseg.data.reading import case_name, check_intensities, raise_for_case, read_case
+from nnunetv2_unimrseg.data.reading import case_name, check_intensities, read_usable_case
 from nnunetv2_unimrseg.data.scan_folder import scan_folder, split_name
 from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities
@@ -54,17 +54,12 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         """
         if isinstance(dataset_json, str):
             dataset_json = load_json(dataset_json)
-        modalities = modalities_of(configuration_manager, dataset_json)
+        modalities = planned_modalities(configuration_manager, dataset_json)
         reader = plans_manager.image_reader_writer_class()
         name = case_name(image_files, dataset_json["file_ending"])
-        problems: list[str] = []
         was_checked = getattr(configuration_manager, "folder_was_checked", False)
-        if not was_checked:
-            problems += _unnoticed_scans(image_files, dataset_json["file_ending"])
-        read = read_case(image_files, reader, modalities, dataset_json["file_ending"], problems)
-        if read is not None:
-            check_intensities(read.image, modalities, problems)
-        raise_for_case(name, problems)
+        unnoticed = [] if was_checked else _unnoticed_scans(image_files, dataset_json["file_ending"])
+        read = read_usable_case(name, image_files, reader, modalities, dataset_json["file_ending"], unnoticed)
         data, properties = read.image, read.properties
         seg = None if seg_file is None else reader.read_seg(seg_file)[0]
         try:
@@ -98,14 +93,13 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         """
         if isinstance(dataset_json, str):
             dataset_json = load_json(dataset_json)
-        modalities = modalities_of(configuration_manager, dataset_json)
+        modalities = planned_modalities(configuration_manager, dataset_json)
         if data.ndim != 4 or len(data) != len(modalities):
             raise UserError(
                 f"An image must have the shape ({len(modalities)}, X, Y, Z), its channels being "
                 f"{', '.join(modalities)}; this one has {data.shape}."
             )
-        problems: list[str] = []
-        available = check_intensities(data, modalities, problems)
+        available, problems = check_intensities(data, modalities)
         problems = problems or preprocessing_problems(
             data, properties, available, modalities, plans_manager, configuration_manager
         )
@@ -151,7 +145,7 @@ def preprocessing_problems(
 
 
 class UniMRSegConfigurationManager(ConfigurationManager):
-    """A configuration whose cases may lack files; see `read_absent_files`."""
+    """A configuration whose cases may lack files; see `enable_incomplete_cases`."""
 
     folder_was_checked = False
     """Whether whoever lists the cases' files has looked for scans that cannot be used, or was told to leave some out;
@@ -171,7 +165,7 @@ def _unnoticed_scans(files: Sequence[str], file_ending: str) -> list[str]:
     return [str(scan) for scan in scan_folder(Path(files[0]).parent, file_ending, case=split[0]).unusable]
 
 
-def read_absent_files(configuration_manager: ConfigurationManager) -> None:
+def enable_incomplete_cases(configuration_manager: ConfigurationManager) -> None:
     """Make whoever preprocesses with this very object, nnU-Net's stock commands included, accept absent files.
 
     Only the class of this one object changes; nnU-Net and every other configuration stay as they are.
@@ -187,7 +181,7 @@ def read_absent_files(configuration_manager: ConfigurationManager) -> None:
     configuration_manager.__class__ = UniMRSegConfigurationManager
 
 
-def modalities_of(configuration_manager: ConfigurationManager, dataset_json: dict) -> Modalities:
+def planned_modalities(configuration_manager: ConfigurationManager, dataset_json: dict) -> Modalities:
     """Return the modalities of a dataset, after checking that the plans have as many channels.
 
     Raises:

@@ -1,7 +1,7 @@
 """Reads the files of one case, some of which may be absent, and says all that is wrong with them.
 
-Everything here appends what it finds to a list of problems instead of raising, so that a whole folder can be checked
-and every problem of every case be told at once.
+Nearly everything here returns the problems that it finds, one sentence or two each, instead of raising, so that a whole
+folder can be checked and all problems of all cases be listed at once.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunetv2_unimrseg.data.itk_formats import reason_of
+from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.scan_folder import split_name, why_unusable
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError, by
+from nnunetv2_unimrseg.errors import UserError, by, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+
+    from nnunetv2_unimrseg.nnunet.types import ImageProperties
 
 LARGEST_DISPLACEMENT = 0.5
 """Voxels by which the corners of two images of a case may lie apart; beyond this they show different places."""
@@ -46,7 +48,7 @@ class RawCase:
     """
 
     image: np.ndarray
-    properties: dict
+    properties: ImageProperties
     reference: str
     files: dict[int, str]
 
@@ -56,7 +58,7 @@ class _Image:
     path: str
     data: np.ndarray
     """Shape (channels, X, Y, Z), float32."""
-    properties: dict
+    properties: ImageProperties
 
 
 def case_name(files: Sequence[str], file_ending: str) -> str:
@@ -76,8 +78,8 @@ def no_suffix(path: str, modalities: Modalities, file_ending: str) -> str:
 
 
 def assign_channels(
-    files: Sequence[str], modalities: Modalities, file_ending: str, problems: list[str]
-) -> list[int] | None:
+    files: Sequence[str], modalities: Modalities, file_ending: str
+) -> tuple[list[int] | None, list[str]]:
     """Say which channel each file of a case is, for files of one channel each.
 
     As many files as there are modalities are positional, as in nnU-Net (but where their names number them as one
@@ -87,17 +89,16 @@ def assign_channels(
         files: the case's files.
         modalities: the dataset's modalities.
         file_ending: as in dataset.json.
-        problems: is appended to.
 
     Returns:
-        The channel number of each file, or None where there is a problem.
+        The channel number of each file, or None where there is a problem; and the problems.
     """
     splits = [split_name(file, file_ending) for file in files]
     positional = len(files) == len(modalities)
-    of_one_case = None not in splits and len({split[0] for split in splits}) == 1
+    of_one_case = None not in splits and len({split[0] for split in splits if split}) == 1
     if positional and not of_one_case:
-        return list(range(len(files)))
-    found = len(problems)
+        return list(range(len(files))), []
+    problems: list[str] = []
     owner: dict[int, str] = {}
     for file, split in zip(files, splits, strict=True):
         if split is None:
@@ -114,46 +115,56 @@ def assign_channels(
             )
         else:
             owner[split[1]] = file
-    if len(problems) > found:
-        return None
-    return list(range(len(files))) if positional else list(owner)
+    if problems:
+        return None, problems
+    return list(range(len(files))) if positional else list(owner), []
 
 
-def check_intensities(data: np.ndarray, modalities: Modalities, problems: list[str]) -> Subset:
-    """Say which channels of a raw image are available, at least one; see `available_channels` for the arguments."""
-    found = len(problems)
-    available = available_channels(data, modalities, problems)
-    if not any(available) and len(problems) == found:
+def named_channels(files: Sequence[str], modalities: Modalities, file_ending: str) -> set[int]:
+    """Return the channels that the names of a case's files say they are; none where the names are wrong."""
+    return set(assign_channels(files, modalities, file_ending)[0] or ())
+
+
+def available_channels(
+    image: np.ndarray, modalities: Modalities, otherwise: str = "leave this modality out"
+) -> tuple[Subset, list[str]]:
+    """Say which channels of a raw image are available: all but those of one constant intensity.
+
+    Args:
+        image: shape (C, X, Y, Z), before any preprocessing.
+        modalities: the C modalities.
+        otherwise: what to do with an image that cannot be mended.
+
+    Returns:
+        The available channels; and a problem for each channel that holds NaN or Inf.
+    """
+    extremes = [extreme_values(channel) for channel in image]
+    problems = [
+        f"{name} (channel {number}) holds NaN or infinite values. Replace them, or {otherwise}."
+        for number, (name, found) in enumerate(zip(modalities, extremes, strict=True))
+        if not np.isfinite(found).all()
+    ]
+    return tuple(low != high for low, high in extremes), problems
+
+
+def check_intensities(image: np.ndarray, modalities: Modalities) -> tuple[Subset, list[str]]:
+    """Say which channels of a raw image are available, as `available_channels` does; none is a problem too."""
+    available, problems = available_channels(image, modalities)
+    if not any(available) and not problems:
         problems.append(
             "no modality is available: every channel is absent or holds one single intensity. Give at least one image "
             f"of {', '.join(modalities)}."
         )
-    return available
-
-
-def available_channels(data: np.ndarray, modalities: Modalities, problems: list[str]) -> Subset:
-    """Say which channels of a raw image are available: all but those of one constant intensity.
-
-    Args:
-        data: shape (C, X, Y, Z), before any preprocessing.
-        modalities: the C modalities.
-        problems: is appended to where a channel holds NaN or Inf.
-    """
-    available = []
-    for number, channel in enumerate(data):
-        low, high = _extremes(channel)
-        if not (np.isfinite(low) and np.isfinite(high)):
-            problems.append(
-                f"{modalities.names[number]} (channel {number}) holds NaN or infinite values. Replace them, or leave "
-                "this modality out."
-            )
-        available.append(bool(low != high))
-    return tuple(available)
+    return available, problems
 
 
 def read_case(
-    files: Sequence[str], reader: BaseReaderWriter, modalities: Modalities, file_ending: str, problems: list[str]
-) -> RawCase | None:
+    files: Sequence[str],
+    reader: BaseReaderWriter,
+    modalities: Modalities,
+    file_ending: str,
+    otherwise: str | None = None,
+) -> tuple[RawCase | None, list[str]]:
     """Read the files of one case, checked, each into its channel.
 
     Args:
@@ -161,87 +172,114 @@ def read_case(
         reader: an instance of the plans' reader.
         modalities: the dataset's C modalities.
         file_ending: as in dataset.json.
-        problems: is appended to.
+        otherwise: what to do with a file that cannot be mended; by default to leave it out.
 
     Returns:
-        None where there is a problem.
+        The case, or None where there is a problem; and the problems.
     """
-    found = len(problems)
     if not files:
-        problems.append(f"no file. Give at least one of {_numbered(modalities)}.")
-        return None
-    read = [_read_file(str(file), reader, problems) for file in files]
-    images = [image for image in read if image is not None]
+        return None, [f"no file. Give at least one of {_numbered(modalities)}."]
+    read = [_read_file(str(file), lambda path: reader.read_images([path]), otherwise) for file in files]
+    problems = [one for one in read if isinstance(one, str)]
+    images = [one for one in read if isinstance(one, _Image)]
     channels = _stacked_channels(images, modalities)
     if channels is None:
-        _refuse_several_channels(images, modalities, problems)
-        channels = assign_channels(files, modalities, file_ending, problems)
+        problems += _several_channels(images, modalities)
+        channels, unassigned = assign_channels(files, modalities, file_ending)
+        problems += unassigned
+    if not images:
+        return None, problems
     ordered = _in_order(channels, images)
-    reference = next((image for image in ordered if _holds_something(image)), ordered[0] if ordered else None)
-    for image in images:
-        if image is not reference:
-            _compare(reference, image, problems)
-    if len(problems) > found:
-        return None
+    reference = next(filter(_holds_something, ordered), ordered[0])
+    differences = [_difference(reference, image) for image in images if image is not reference]
+    problems += filter(None, differences)
+    if problems or channels is None:
+        return None, problems
     data = np.zeros((len(modalities), *reference.data.shape[1:]), dtype=np.float32)
     of_channels = {}
     for channel, image in zip(channels, images, strict=True):
         own = range(channel, channel + len(image.data))
         data[own.start : own.stop] = image.data
         of_channels.update(dict.fromkeys(own, image.path))
-    return RawCase(data, reference.properties, reference.path, of_channels)
+    return RawCase(data, reference.properties, reference.path, of_channels), []
 
 
-def read_label(path: str, reader: BaseReaderWriter, case: RawCase | None, problems: list[str]) -> np.ndarray | None:
+def read_usable_case(
+    name: str,
+    files: Sequence[str],
+    reader: BaseReaderWriter,
+    modalities: Modalities,
+    file_ending: str,
+    problems: Sequence[str] = (),
+) -> RawCase:
+    """Read the files of one case, of which at least one must hold an available modality.
+
+    Args:
+        name: the case's.
+        files: any non-empty subset of the case's files.
+        reader: an instance of the plans' reader.
+        modalities: the dataset's C modalities.
+        file_ending: as in dataset.json.
+        problems: found before, which are listed first.
+
+    Raises:
+        UserError: one error that lists all problems of the case.
+    """
+    case, found = read_case(files, reader, modalities, file_ending)
+    if case is not None:
+        found = check_intensities(case.image, modalities)[1]
+    found = [*problems, *found]
+    if case is None or found:
+        raise UserError(f"Case '{name}' cannot be used:\n{listed(found)}")
+    return case
+
+
+def read_label(
+    path: str, reader: BaseReaderWriter, case: RawCase | None, otherwise: str | None = None
+) -> tuple[np.ndarray | None, list[str]]:
     """Read the label of a case `(1, X, Y, Z)`, checked to lie on the grid of its images.
 
     Args:
         path: the label's file.
         reader: an instance of the dataset's reader.
-        case: what `read_case` returns of its images.
-        problems: is appended to.
+        case: its images, with which the label is compared; None for no comparison.
+        otherwise: what to do with a file that cannot be mended; by default to leave it out.
 
     Returns:
-        None where the label cannot be read or lies on another grid.
+        The label, or None where it cannot be read or lies on another grid; and the problems.
     """
-    found = len(problems)
-    label = _read_file(path, reader, problems, read=reader.read_seg)
-    if label is not None and case is not None:
-        _compare(_Image(case.reference, case.image, case.properties), label, problems)
-    return label.data if label is not None and len(problems) == found else None
+    label = _read_file(path, reader.read_seg, otherwise)
+    if isinstance(label, str):
+        return None, [label]
+    if case is not None and (problem := _difference(_Image(case.reference, case.image, case.properties), label)):
+        return None, [problem]
+    return label.data, []
 
 
 def _read_file(
-    path: str,
-    reader: BaseReaderWriter,
-    problems: list[str],
-    read: Callable[[str], tuple[np.ndarray, dict]] | None = None,
-) -> _Image | None:
-    unusable = why_unusable(path)
-    if unusable is not None:
-        problems.append(f"{path}: {unusable}")
-        return None
-    advice = "Copy or convert it again, or leave it out."
-    try:
-        wrong = image_problem(path)
-        data, properties = (None, None) if wrong else read(path) if read else reader.read_images([path])
-    except Exception as error:  # readers raise whatever their library raises, a MemoryError where a size is absurd
-        wrong = f"it cannot be read: {reason_of(error)}"
-    if wrong and Path(path).name.startswith("._"):
+    path: str, read: Callable[[str], tuple[np.ndarray, ImageProperties]], otherwise: str | None
+) -> _Image | str:
+    """Read a file, or say why it cannot be used."""
+    if problem := why_unusable(path, otherwise):
+        return f"{path}: {problem}"
+    otherwise = otherwise or "leave it out"
+    advice = f"Copy or convert it again, or {otherwise}."
+    if Path(path).name.startswith("._"):
         advice = "It is a hidden file that macOS leaves beside others, no scan; remove it."
-    if wrong:
-        problems.append(f"{path}: cannot be used: {wrong}. {advice}")
-        return None
+    if problem := image_problem(path):
+        return f"{path}: cannot be used: {problem}. {advice}"
+    try:
+        data, properties = read(path)
+    except Exception as error:  # readers raise whatever their library raises, a MemoryError where a size is absurd
+        return f"{path}: cannot be used: it cannot be read: {explain_failure(error)}. {advice}"
     if data.size == 0:
-        problems.append(f"{path}: holds no voxel (shape {data.shape[1:]}). {advice}")
-        return None
+        return f"{path}: holds no voxel (shape {data.shape[1:]}). {advice}"
     image = _Image(path, data.astype(np.float32, copy=False), _spatial_only(properties))
     if not _is_place(_affine(image.properties)):
-        problems.append(
+        return (
             f"{path}: cannot be used: its header gives it no position in space: the matrix from voxels to millimetres "
-            "is singular or not finite. Correct its geometry (of NIfTI: qform, sform, pixdim), or leave it out."
+            f"is singular or not finite. Correct its geometry (of NIfTI: qform, sform, pixdim), or {otherwise}."
         )
-        return None
     return image
 
 
@@ -256,12 +294,7 @@ def _is_place(affine: np.ndarray | None) -> bool:
     return bool(abs(np.linalg.det(matrix / lengths)) > _SMALLEST_VOLUME)
 
 
-def named_channels(files: Sequence[str], modalities: Modalities, file_ending: str) -> set[int]:
-    """Return the channels that the names of a case's files say they are; none where the names are wrong."""
-    return set(assign_channels(files, modalities, file_ending, []) or ())
-
-
-def _spatial_only(properties: dict) -> dict:
+def _spatial_only(properties: ImageProperties) -> ImageProperties:
     """Drop the channel axis from the geometry of a file of several channels, or no segmentation could be written."""
     geometry = properties.get("sitk_stuff")
     if geometry is None or len(geometry["spacing"]) < 4:
@@ -284,13 +317,13 @@ def _stacked_channels(images: Sequence[_Image], modalities: Modalities) -> list[
     return [0, *ends[:-1]]
 
 
-def _refuse_several_channels(images: Sequence[_Image], modalities: Modalities, problems: list[str]) -> None:
-    for image in images:
-        if len(image.data) > 1:
-            problems.append(
-                f"{image.path}: holds {len(image.data)} channels. A file holds either one modality, or a single file "
-                f"all {len(modalities)} ({', '.join(modalities)})."
-            )
+def _several_channels(images: Sequence[_Image], modalities: Modalities) -> list[str]:
+    return [
+        f"{image.path}: holds {len(image.data)} channels. A file holds either one modality, or a single file all "
+        f"{len(modalities)} ({', '.join(modalities)})."
+        for image in images
+        if len(image.data) > 1
+    ]
 
 
 def _in_order(channels: Sequence[int] | None, images: Sequence[_Image]) -> list[_Image]:
@@ -300,38 +333,39 @@ def _in_order(channels: Sequence[int] | None, images: Sequence[_Image]) -> list[
 
 
 def _holds_something(image: _Image) -> bool:
-    return any(low != high for low, high in map(_extremes, image.data))
+    return any(low != high for low, high in map(extreme_values, image.data))
 
 
-def _extremes(channel: np.ndarray) -> tuple[np.float32, np.float32]:
-    """Return the smallest and largest value in the precision of preprocessing; both NaN where one voxel is."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        channel = channel.astype(np.float32, copy=False)
-        return channel.min(), channel.max()
-
-
-def _compare(reference: _Image, image: _Image, problems: list[str]) -> None:
+def _difference(reference: _Image, image: _Image) -> str | None:
+    """Say how two images do not lie on one voxel grid, or None; a small displacement is only warned of."""
     both = f"{reference.path} and {image.path}"
     shapes = reference.data.shape[1:], image.data.shape[1:]
     spacings = reference.properties["spacing"], image.properties["spacing"]
     advice = "All files of a case must lie on one voxel grid; resample one onto the other."
     if shapes[0] != shapes[1]:
-        problems.append(f"{both} differ in shape: {by(shapes[0])} and {by(shapes[1])} voxels. {advice}")
-    elif not np.allclose(*spacings):  # as nnU-Net's readers compare them
-        problems.append(f"{both} differ in spacing: {by(spacings[0])} and {by(spacings[1])}. {advice}")
-    else:
-        apart = _displacement(reference, image)
-        if not apart <= LARGEST_DISPLACEMENT:
-            problems.append(
-                f"{both} differ in origin or direction: their corners lie up to {apart:.2f} voxels apart, more than "
-                f"the {LARGEST_DISPLACEMENT} that are tolerated. {advice}"
-            )
-        elif apart > NOTICED_DISPLACEMENT:
-            warnings.warn(
-                f"{both} differ a little in origin or direction: their corners lie up to {apart:.3f} voxels apart. "
-                "They are used as if they lay on one grid.",
-                stacklevel=2,
-            )
+        return f"{both} differ in shape: {by(shapes[0])} and {by(shapes[1])} voxels. {advice}"
+    if not np.allclose(*spacings):  # as nnU-Net's readers compare them
+        return f"{both} differ in spacing: {by(spacings[0])} and {by(spacings[1])}. {advice}"
+    apart = _displacement(reference, image)
+    if not apart <= LARGEST_DISPLACEMENT:
+        return (
+            f"{both} differ in origin or direction: their corners lie up to {apart:.2f} voxels apart, more than "
+            f"the {LARGEST_DISPLACEMENT} that are tolerated. {advice}"
+        )
+    if apart > NOTICED_DISPLACEMENT:
+        warnings.warn(
+            f"{both} differ a little in origin or direction: their corners lie up to {apart:.3f} voxels apart. "
+            "They are used as if they lay on one grid.",
+            stacklevel=2,
+        )
+    return None
+
+
+def extreme_values(channel: np.ndarray) -> tuple[float, float]:
+    """Return the smallest and largest value in the precision of preprocessing, float32; NaN where one voxel is."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        channel = channel.astype(np.float32, copy=False)
+        return float(channel.min()), float(channel.max())
 
 
 def _displacement(reference: _Image, image: _Image) -> float:
@@ -348,7 +382,7 @@ def _displacement(reference: _Image, image: _Image) -> float:
     return float(np.linalg.norm(np.linalg.pinv(first[:dimensions, :dimensions]) @ apart, axis=0).max())
 
 
-def _affine(properties: dict) -> np.ndarray | None:
+def _affine(properties: ImageProperties) -> np.ndarray | None:
     """Return the matrix from voxel indices (x, y[, z]) to positions, or None where the reader knows none."""
     if "nibabel_stuff" in properties:
         geometry = properties["nibabel_stuff"]
@@ -365,9 +399,3 @@ def _affine(properties: dict) -> np.ndarray | None:
 
 def _numbered(modalities: Modalities) -> str:
     return ", ".join(f"{number:04d} ({name})" for number, name in enumerate(modalities))
-
-
-def raise_for_case(name: str, problems: Sequence[str]) -> None:
-    """Raise one UserError for the problems of a case, if there are any."""
-    if problems:
-        raise UserError(f"Case '{name}' cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems))

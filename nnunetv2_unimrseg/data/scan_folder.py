@@ -55,14 +55,14 @@ class FolderContents:
     Attributes:
         images: regular files, or links to such, that end with the file ending and can be opened.
         unusable: what looks like a scan and is none of `images`.
-        doubled: what looks like a scan of another ending or letter case, whose case and channel `images` have too.
+        duplicates: what looks like a scan of another ending or letter case, whose case and channel `images` have too.
         hidden: hidden files that end with the file ending, as macOS leaves beside others (`._CASE_0000.nii.gz`).
         others: names of whatever else is there and not hidden, folders with a slash at the end.
     """
 
     images: tuple[Path, ...]
     unusable: tuple[UnusableScan, ...]
-    doubled: tuple[Path, ...]
+    duplicates: tuple[Path, ...]
     hidden: tuple[Path, ...]
     others: tuple[str, ...]
 
@@ -78,7 +78,12 @@ def split_name(path: str | Path, file_ending: str) -> tuple[str, int] | None:
 
 
 def scan_folder(
-    folder: str | os.PathLike, file_ending: str, *, suffixed: bool = True, case: str | None = None
+    folder: str | os.PathLike[str],
+    file_ending: str,
+    *,
+    suffixed: bool = True,
+    case: str | None = None,
+    otherwise: str | None = None,
 ) -> FolderContents:
     """Look at every entry of a folder of scans or of labels.
 
@@ -93,6 +98,7 @@ def scan_folder(
         suffixed: whether a file's name is CASE_XXXX and the ending, as of images; CASE and the ending, as of labels,
             otherwise.
         case: look at files of this case only, others are not even opened; None for all.
+        otherwise: see `why_unusable`.
 
     Raises:
         UserError: when the folder is absent or cannot be listed.
@@ -109,38 +115,43 @@ def scan_folder(
     images, unusable = [], []
     for name in (name for name in visible if name.endswith(file_ending)):
         path = folder / name
-        reason = why_unusable(path)
+        reason = why_unusable(path, otherwise)
         if reason is None:
             images.append(path)
         else:
             unusable.append(UnusableScan(path, *_case_and_channel(name, file_ending, suffixed), reason))
     there = {_case_and_channel(image.name, file_ending, suffixed) for image in images}
-    others, doubled = [], []
+    others, duplicates = [], []
     for name in (name for name in visible if not name.endswith(file_ending)):
         parts = _parts(name, file_ending, suffixed)
         if parts is None:
             others.append(f"{name}/" if (folder / name).is_dir() else name)
         elif parts[:2] in there:
-            doubled.append(folder / name)
+            duplicates.append(folder / name)
         else:
             unusable.append(
-                UnusableScan(folder / name, *parts[:2], _why_not_named_so(folder / name, parts, file_ending))
+                UnusableScan(folder / name, *parts[:2], _why_other_ending(folder / name, parts, file_ending, otherwise))
             )
     if case is not None:
         unusable = [scan for scan in unusable if scan.case == case]
     hidden = [folder / name for name in names if name.startswith(".") and name.endswith(file_ending)]
     unusable.sort(key=lambda scan: scan.path.name)
-    return FolderContents(tuple(images), tuple(unusable), tuple(doubled), tuple(hidden), tuple(others))
+    return FolderContents(tuple(images), tuple(unusable), tuple(duplicates), tuple(hidden), tuple(others))
 
 
-def why_unusable(path: str | os.PathLike) -> str | None:
-    """Return why there is no regular file that can be opened at a path, and what to do; None where there is one."""
+def why_unusable(path: str | os.PathLike[str], otherwise: str | None = None) -> str | None:
+    """Say why there is no regular file that can be opened at a path, and what to do; None where there is one.
+
+    Args:
+        path: of the file.
+        otherwise: what to do where the file cannot be mended; by default to leave it out, or to remove the link.
+    """
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         if not os.path.islink(path):
             return "there is no such file." if _is_absence(error) else f"cannot be reached: {_in_words(error)}."
-        return _why_broken(path, error)
+        return _why_broken(path, error, otherwise or "remove the link")
     if stat.S_ISDIR(mode):
         return "is a folder, not an image file. Move the image out of it, or rename the folder."
     if not stat.S_ISREG(mode):
@@ -148,18 +159,18 @@ def why_unusable(path: str | os.PathLike) -> str | None:
     try:
         os.close(os.open(path, os.O_RDONLY))
     except OSError as error:
-        return f"cannot be opened: {_in_words(error)}. Make it readable, or leave it out."
+        return f"cannot be opened: {_in_words(error)}. Make it readable, or {otherwise or 'leave it out'}."
     return None
 
 
-def _why_broken(link: str | os.PathLike, error: OSError) -> str:
+def _why_broken(link: str | os.PathLike[str], error: OSError, otherwise: str) -> str:
     target = os.path.realpath(link)
     if error.errno == errno.ELOOP:
         return f"is a link that leads back to itself (it points to {os.readlink(link)}). Replace or remove it."
     gone = "which does not exist" if _is_absence(error) else f"which cannot be reached: {_in_words(error)}"
     if "/annex/objects/" in target:
-        return f"is a link to {target}, {gone}. Fetch the content with `git annex get`, or remove the link."
-    return f"is a link to {target}, {gone}. Mount or copy what it points to, or remove the link."
+        return f"is a link to {target}, {gone}. Fetch the content with `git annex get`, or {otherwise}."
+    return f"is a link to {target}, {gone}. Mount or copy what it points to, or {otherwise}."
 
 
 def _is_absence(error: OSError) -> bool:
@@ -192,9 +203,10 @@ def _parts(name: str, file_ending: str, suffixed: bool) -> tuple[str, int | None
     return (found[1], int(found[2]), found[3]) if found else None
 
 
-def _why_not_named_so(path: Path, parts: tuple[str, int | None, str], file_ending: str) -> str:
+def _why_other_ending(path: Path, parts: tuple[str, int | None, str], file_ending: str, otherwise: str | None) -> str:
+    """Say why a scan that has not this dataset's file ending cannot be used, and what to do."""
     case, channel, ending = parts
-    broken = why_unusable(path)
+    broken = why_unusable(path, otherwise)
     if ending.casefold().endswith(_UNFINISHED) and (broken is None or path.is_dir()):
         return f"is an unfinished download ('{ending[ending.rindex('.') :]}'). Finish it, or take it out of the folder."
     if broken is not None:

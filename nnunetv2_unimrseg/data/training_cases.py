@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.data.cases import by_case, told_doubled
+from nnunetv2_unimrseg.data.cases import describe_duplicates, group_by_case
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import (
     RawCase,
@@ -27,7 +25,7 @@ from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, check_channels
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.utils.background import map_in_threads
+from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -38,6 +36,7 @@ MOST_NAMED_PROBLEMS = 100
 MOST_NAMED_CASES = 20
 
 _NEEDS_ALL = "Modalities may be missing in new patients; training needs all of them in every training case."
+_LEAVE_CASE_OUT = "leave the case out"
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
     """
     dataset_json = read_dataset_json(folder / "dataset.json", raw=True)
     modalities = Modalities.from_dataset_json(dataset_json)
-    problems: list[str] = []
-    cases = find_training_cases(folder, dataset_json, modalities, problems)
+    cases, problems = find_training_cases(folder, dataset_json, modalities)
     expected = int(dataset_json["numTraining"])
     if len(cases) != expected and not (problems and not cases):
         named = ", ".join(case.name for case in cases[:MOST_NAMED_CASES])
@@ -96,13 +94,16 @@ def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
             f"dataset.json says numTraining = {expected}, but there are {len(cases)} cases: {named or 'none'}{more}. "
             f'Write: "numTraining": {len(cases)}, if these are all.'
         )
+    some_lack_modalities = False
     if cases:
         check = partial(_check_case, _expected(dataset_json, modalities, cases))
         results = map_in_threads(check, cases)
-        for found in tqdm(results, desc="Checking training cases", total=len(cases), disable=not show_progress):
+        progress = tqdm(results, desc="Checking training cases", total=len(cases), disable=not show_progress)
+        for found, lacks_modalities in progress:
             problems += found
+            some_lack_modalities |= lacks_modalities
     if problems:
-        needs_all = f"\n{_NEEDS_ALL}" if any(": lacks " in problem for problem in problems) else ""
+        needs_all = f"\n{_NEEDS_ALL}" if some_lack_modalities else ""
         raise UserError(
             f"The training data in {folder} has {counted(len(problems), 'problem')}; nothing was computed:\n"
             f"{listed(problems, MOST_NAMED_PROBLEMS)}{needs_all}"
@@ -111,51 +112,54 @@ def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
 
 
 def find_training_cases(
-    folder: Path, dataset_json: Mapping[str, Any], modalities: Modalities, problems: list[str]
-) -> list[TrainingCase]:
-    """Return the training cases that nnU-Net will find.
+    folder: Path, dataset_json: Mapping[str, Any], modalities: Modalities
+) -> tuple[list[TrainingCase], list[str]]:
+    """Find the training cases that nnU-Net will find.
 
     Args:
         folder: of the raw dataset.
         dataset_json: its checked content.
         modalities: the dataset's.
-        problems: is appended to: absent folders, scans that cannot be used, names without channel suffix, hidden files
-            that nnU-Net takes for scans.
+
+    Returns:
+        The cases; and the problems: absent folders, scans that cannot be used, names without channel suffix, hidden
+        files that nnU-Net takes for scans.
     """
     if "dataset" in dataset_json:
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
         copied = {"dataset": {name: dict(entry) for name, entry in dataset_json["dataset"].items()}}
         found = get_filenames_of_train_images_and_targets(str(folder), copied)
-        return [_training_case(name, files["images"], files["label"]) for name, files in found.items()]
+        return [_training_case(name, files["images"], files["label"]) for name, files in found.items()], []
     absent = [name for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
     if absent:
-        problems += [f"there is no folder {folder / name}." for name in absent]
-        return []
+        return [], [f"there is no folder {folder / name}." for name in absent]
     ending = dataset_json["file_ending"]
     images, labels = (
-        scan_folder(folder / name, ending, suffixed=name == "imagesTr") for name in ("imagesTr", "labelsTr")
+        scan_folder(folder / name, ending, suffixed=name == "imagesTr", otherwise=_LEAVE_CASE_OUT)
+        for name in ("imagesTr", "labelsTr")
     )
-    problems += [str(scan) for scan in images.unusable]
+    problems = [str(scan) for scan in images.unusable]
     problems += [
         f"{path} is a hidden file, which nnU-Net takes for a scan. Remove it: "
         f"find '{path.parent}' -name '{_hidden_pattern(path)}' -delete"
         for path in images.hidden
     ]
-    if images.doubled:
-        print(told_doubled(images.doubled, ending))
-    found = by_case(images.images, modalities, ending, problems)
+    if images.duplicates:
+        print(describe_duplicates(images.duplicates, ending))
+    found, unnamed = group_by_case(images.images, modalities, ending)
+    problems += unnamed
     if not found and not problems:
         problems.append(_no_images(folder / "imagesTr", ending, images))
     unusable = {scan.case: str(scan) for scan in labels.unusable}
     return [
         _training_case(name, files, str(folder / "labelsTr" / f"{name}{ending}"), unusable.get(name))
         for name, files in found.items()
-    ]
+    ], problems
 
 
 def _training_case(name: str, images: Sequence[str], label: str, problem: str | None = None) -> TrainingCase:
-    reason = why_unusable(label)
+    reason = why_unusable(label, _LEAVE_CASE_OUT)
     if problem is None and reason is not None:
         problem = f"the label {label}: {reason}"
     return TrainingCase(name, tuple(images), label, problem)
@@ -196,49 +200,46 @@ def _reader(dataset_json: Mapping[str, Any], examples: Sequence[str]) -> BaseRea
     return determine_reader_writer_from_dataset_json(dict(dataset_json), verbose=False)()
 
 
-def _check_case(expected: _Expected, case: TrainingCase) -> list[str]:
+def _check_case(expected: _Expected, case: TrainingCase) -> tuple[list[str], bool]:
+    """Return the problems of a case, and whether it lacks a modality."""
     problems: list[str] = []
+    read: RawCase | None = None
     modalities, ending = expected.modalities, expected.file_ending
-    read = read_case(case.images, expected.reader, modalities, ending, problems) if case.images else None
+    if case.images:
+        read, problems = read_case(case.images, expected.reader, modalities, ending, _LEAVE_CASE_OUT)
     given = named_channels(case.images, modalities, ending) if read is None else read.files
     absent = [f"_{number:04d} ({name})" for number, name in enumerate(modalities) if number not in given]
-    if absent and (given or not problems):
-        problems.append(f"lacks {', '.join(absent)}")
+    lacks_modalities = bool(absent) and (bool(given) or not problems)
+    if lacks_modalities:
+        problems.append(f"lacks {', '.join(absent)}.")
     if read is not None:
         problems += _intensity_problems(read, expected)
-    if case.label_problem:
-        problems.append(case.label_problem)
-    else:
-        label = read_label(case.label, expected.reader, read, problems)
-        problems += [] if label is None else _value_problems(case.label, label, expected.labels)
-    return [f"case '{case.name}': {_in_training(problem.rstrip('.'))}." for problem in problems]
-
-
-def _in_training(problem: str) -> str:
-    """Give advice that holds for training cases, which need every modality."""
-    return re.sub(r"or (leave|remove) (this modality out|it out|the link)$", "or leave the case out", problem)
+    problems += [case.label_problem] if case.label_problem else _label_problems(case.label, read, expected)
+    return [f"case '{case.name}': {problem}" for problem in problems], lacks_modalities
 
 
 def _intensity_problems(case: RawCase, expected: _Expected) -> list[str]:
-    problems: list[str] = []
-    available = available_channels(case.image, expected.modalities, problems)
+    available, problems = available_channels(case.image, expected.modalities, _LEAVE_CASE_OUT)
     for channel, file in case.files.items():
         if not available[channel]:
             name, value = expected.modalities.names[channel], case.image[channel].flat[0]
             problems.append(
-                f"{file}: {name} is blank, every voxel being {value:g}. Training needs a real scan; give one, or leave "
-                "the case out"
+                f"{file}: {name} is blank, every voxel being {value:g}. Training needs a real scan; give one, or "
+                f"{_LEAVE_CASE_OUT}."
             )
     if problems:
         return problems
     from nnunetv2_unimrseg.data.normalised import normalisation_problems
 
     for normalisation in expected.normalisations:
-        if problems := normalisation_problems(case.image, available, expected.modalities, normalisation, case.files):
+        if problems := normalisation_problems(
+            case.image, available, expected.modalities, normalisation, case.files, _LEAVE_CASE_OUT
+        ):
             return problems
     return []
 
 
-def _value_problems(file: str, label: np.ndarray, known: frozenset[int]) -> list[str]:
-    unknown = unknown_values(label, known)
-    return [f"{file} holds {unknown}"] if unknown else []
+def _label_problems(file: str, case: RawCase | None, expected: _Expected) -> list[str]:
+    label, problems = read_label(file, expected.reader, case, _LEAVE_CASE_OUT)
+    unknown = "" if label is None else unknown_values(label, expected.labels)
+    return [*problems, f"{file} holds {unknown}."] if unknown else problems

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder
-from nnunetv2_unimrseg.utils.background import map_in_threads
+from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 MOST_NAMED_PROBLEMS = 20
 
@@ -82,7 +81,8 @@ def validation_cases(
                 problems.append(f"case '{name}' of fold {fold} is not in {raw}.")
                 continue
             files, label = in_raw[name]["images"], in_raw[name]["label"]
-            channels = assign_channels(files, modalities, ending, problems)
+            channels, unassigned = assign_channels(files, modalities, ending)
+            problems += unassigned
             found.append(EvaluationCase(name, fold, tuple(files), label, tuple(channels or ())))
     problems += _unusable_images(raw / "imagesTr", ending, {case.name for case in found})
     names = [case.name for case in found]
@@ -103,24 +103,25 @@ def _unusable_images(folder: Path, file_ending: str, cases: Set[str]) -> list[st
 
 
 def _validation_names(plans: Mapping[str, Any], configuration: str, dataset: str, fold: str) -> list[str]:
+    """Return the cases of a fold's validation, as nnU-Net's `do_split` does."""
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
     data = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
-    needed = data if fold == "all" else folder / "splits_final.json"
-    if not needed.exists() or not data.is_dir():
+    splits_file = folder / "splits_final.json"
+    absent = [path for path in ([data] if fold == "all" else [data, splits_file]) if not path.exists()]
+    if absent:
         raise UserError(
-            f"It is not known which cases fold {fold} was validated with: there is no "
-            f"{needed if data.is_dir() else data}. Preprocess the dataset again, or evaluate other cases with "
-            "-i IMAGES -l LABELS."
+            f"It is not known which cases fold {fold} was validated with: there is no {absent[0]}. Preprocess the "
+            "dataset again, or evaluate other cases with -i IMAGES -l LABELS."
         )
-    trainer = SimpleNamespace(
-        fold=fold if fold == "all" else int(fold),
-        dataset_class=infer_dataset_class(str(data)),
-        preprocessed_dataset_folder=str(data),
-        preprocessed_dataset_folder_base=str(folder),
-        folder_with_segs_from_previous_stage=None,
-        print_to_log_file=lambda *_: None,
-    )
-    return list(nnUNetTrainer.do_split(trainer)[1])
+    names = sorted(infer_dataset_class(str(data)).get_identifiers(str(data)))
+    if fold == "all":
+        return names
+    splits = json.loads(splits_file.read_text())
+    if int(fold) < len(splits):
+        return list(splits[int(fold)]["val"])
+    # a fold that the file does not list has a random split, 80 to 20
+    training = np.random.RandomState(12345 + int(fold)).choice(len(names), int(len(names) * 0.8), replace=False)
+    return [name for number, name in enumerate(names) if number not in training]
 
 
 def cases_of_folders(
@@ -135,11 +136,12 @@ def cases_of_folders(
     if not Path(labels).is_dir():
         raise UserError(f"There is no folder of labels {labels}.")
     modalities, ending = Modalities.from_dataset_json(dataset_json), dataset_json["file_ending"]
-    problems: list[str] = []
     found = []
-    for files in find_cases(images, modalities, ending, None, problems):
+    cases, problems = find_cases(images, modalities, ending, None)
+    for files in cases:
         name = case_name(files, ending)
-        channels = assign_channels(files, modalities, ending, problems)
+        channels, unassigned = assign_channels(files, modalities, ending)
+        problems += unassigned
         label = str(Path(labels) / f"{name}{ending}")
         found.append(EvaluationCase(name, "+".join(folds), tuple(files), label, tuple(channels or ())))
     return _checked(found, problems, ending)
@@ -162,8 +164,7 @@ def check_label_values(
 
 
 def _label_problems(reader: BaseReaderWriter, known: frozenset[int], case: EvaluationCase) -> list[str]:
-    problems: list[str] = []
-    label = read_label(case.label, reader, None, problems)
+    label, problems = read_label(case.label, reader, None)
     unknown = "" if label is None else unknown_values(label, known)
     if unknown:
         problems.append(f"the label {case.label} holds {unknown}.")

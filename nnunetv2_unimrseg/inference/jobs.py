@@ -55,43 +55,47 @@ def check_numbers(num_parts: int, part_id: int, processes: tuple[int, int]) -> N
 
 
 def planned_outputs(
-    source: Files, output: Outputs, cases: Sequence[Sequence[str]], file_ending: str, problems: list[str]
-) -> list[str | None]:
-    """Return where each case is written to, without the file ending; None where its segmentation is returned.
+    source: Files, output: Outputs, cases: Sequence[Sequence[str]], file_ending: str, *, complete: bool = True
+) -> tuple[Sequence[str | None], list[str]]:
+    """Say where each case is written to.
 
     Args:
         source: what the cases were found in.
         output: a folder, or a path without file ending for each case, or None.
         cases: the files of each case.
         file_ending: as in dataset.json.
-        problems: is appended to.
+        complete: whether these are all cases; otherwise there may be more outputs.
+
+    Returns:
+        The path for each case without the file ending, None where its segmentation is returned; and the problems.
 
     Raises:
         UserError: when output and input overlap, when nothing can be written there, or when there is not one output
             for each case.
     """
     if output is None:
-        return [None] * len(cases)
+        return [None] * len(cases), []
+    problems: list[str] = []
     inputs = [source] if isinstance(source, str | os.PathLike) else [file for files in cases for file in files]
     if isinstance(output, str | os.PathLike):
         check_output_folder(output, inputs)
-        problems += naming_problems(cases, file_ending)
+        problems = naming_problems(cases, file_ending)
         outputs = [os.path.join(output, case_name(files, file_ending)) for files in cases]
     else:
         outputs = [os.fspath(path) for path in output]
         check_output_files([path + file_ending for path in outputs], inputs)
         if len(outputs) != len(cases):
-            if not problems:
+            if complete:
                 raise UserError(
                     f"There are {len(cases)} cases and {len(outputs)} output files; give one for each case."
                 )
-            return [None] * len(cases)
+            return [None] * len(cases), []
     for path in outputs:
         if problem := place_problem(Path(path + file_ending)):
             problems.append(
                 f"{path}{file_ending} cannot be written: {problem} Remove it, or choose another output (-o)."
             )
-    return outputs
+    return outputs, problems
 
 
 def previous_stage_problems(

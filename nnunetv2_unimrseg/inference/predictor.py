@@ -14,8 +14,14 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_unimrseg.data.cases import check_cases, find_cases, print_report, report_of, write_report
-from nnunetv2_unimrseg.data.preprocessing import modalities_of, read_absent_files
+from nnunetv2_unimrseg.data.cases import (
+    check_cases,
+    describe_availability,
+    find_cases,
+    print_availability,
+    write_availability,
+)
+from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases, planned_modalities
 from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
@@ -40,7 +46,7 @@ BeforePredicting = Callable[[Path | None, Mapping[str, Mapping[str, Sequence[str
 
 
 def _print_availability(folder: Path | None, cases: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    print_report(cases)
+    print_availability(cases)
 
 
 class UniMRSegPredictor(nnUNetPredictor):
@@ -133,8 +139,8 @@ class UniMRSegPredictor(nnUNetPredictor):
             inference_allowed_mirroring_axes,
         )
         self.checkpoints, self.fills_zeros = (), False
-        modalities_of(self.configuration_manager, self.dataset_json)
-        read_absent_files(self.configuration_manager)
+        planned_modalities(self.configuration_manager, self.dataset_json)
+        enable_incomplete_cases(self.configuration_manager)
         write_whole_segmentations(self.plans_manager)
         self.configuration_manager.folder_was_checked = True  # by find_cases, for whatever this predictor is given
 
@@ -268,9 +274,9 @@ class UniMRSegPredictor(nnUNetPredictor):
         modalities, ending = self.modalities, self.dataset_json["file_ending"]
         reader = self.plans_manager.image_reader_writer_class()
         subset = None if chosen is None else modalities.subset(chosen)
-        problems: list[str] = []
-        cases = find_cases(source, modalities, ending, subset, problems)
-        outputs = planned_outputs(source, output, cases, ending, problems)
+        cases, problems = find_cases(source, modalities, ending, subset)
+        outputs, unwritable = planned_outputs(source, output, cases, ending, complete=not problems)
+        problems += unwritable
         if previous is not None and isinstance(output, str | os.PathLike):
             check_output_folder(output, [previous])
         problems += previous_stage_problems(cases[part], previous, ending, self.configuration_manager, reader)
@@ -311,11 +317,11 @@ class UniMRSegPredictor(nnUNetPredictor):
         for job, subset in zip(jobs, available, strict=True):
             name = case_name(job.files, self.dataset_json["file_ending"])
             folder, name = (None, name) if job.output is None else (Path(job.output).parent, Path(job.output).name)
-            folders.setdefault(folder, {})[name] = report_of(subset, self.modalities)
+            folders.setdefault(folder, {})[name] = describe_availability(subset, self.modalities)
         for folder, reports in folders.items():
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_report(folder, reports)
+                write_availability(folder, reports)
             before_predicting(folder, reports)
 
     def predict_from_list_of_npy_arrays(

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
-from nnunetv2_unimrseg.data.preprocessing import modalities_of, read_absent_files
+from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases, planned_modalities
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.modalities import Modalities
@@ -66,8 +66,8 @@ class Reconstructor(nnUNetPredictor):
                 "This model is the second stage of a cascade, which needs a segmentation beside the images. "
                 "Reconstruct with a stage-1 model of another configuration, such as 3d_fullres."
             )
-        channels = len(modalities_of(configuration, dataset_json))
-        read_absent_files(configuration)
+        channels = len(planned_modalities(configuration, dataset_json))
+        enable_incomplete_cases(configuration)
         network = build_network(configuration, channels, channels, False, adapters=False)
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
         network.load_state_dict(weights[0])

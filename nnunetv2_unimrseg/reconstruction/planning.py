@@ -1,9 +1,9 @@
-"""What is to be reconstructed: the cases, all checked, and for each the subsets to reconstruct from."""
+"""Finds and checks the cases, and plans for each the subsets to reconstruct from and the files to write."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 from nnunetv2_unimrseg.data.cases import check_cases, find_cases, raise_for_input
 from nnunetv2_unimrseg.data.reading import case_name, named_channels
 from nnunetv2_unimrseg.data.whole_image import written_image_problem
+from nnunetv2_unimrseg.inference.jobs import Files
 from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.reconstruction.results import PICTURE_SUFFIX, check_folder
+from nnunetv2_unimrseg.reconstruction.reconstruction_folder import PICTURE_SUFFIX, check_reconstruction_folder
 from nnunetv2_unimrseg.utils.files import place_problem
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-
-Files = str | os.PathLike | Sequence[Sequence[str | os.PathLike]]
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class Case:
     """A case whose files have been checked.
 
     Attributes:
-        name: before the channel suffix.
+        name: the part of the files' names before the channel suffix.
         files: those to reconstruct from.
-        all_files: `files`, and those that are the truth for what is reconstructed.
+        all_files: `files`, and those that are the truth to score with.
         available: the modalities in `files`.
         subsets: what to reconstruct from: `available`, or each missing pattern where nothing is missing.
         targets: the file to write for each missing channel.
@@ -59,7 +58,7 @@ def plan_cases(
     part: slice,
     show_progress: bool,
 ) -> list[Case]:
-    """Find and check all cases, and what would be written for them.
+    """Find and check all cases, and the places of the files to write for them.
 
     Args:
         images: a folder, or the files of each case.
@@ -68,22 +67,24 @@ def plan_cases(
         reader: the plans' reader.
         file_ending: as in dataset.json.
         chosen: the only modalities to reconstruct from; None for all.
-        scores: whether to score what has a truth; without it a case that lacks nothing is left out.
+        scores: whether to score; if not, a case that lacks nothing has no `subsets`.
         overwrite: whether existing files may be replaced.
         skip_done: whether to leave out cases whose picture is there; existing files of the others may be replaced.
         part: which of the cases.
         show_progress: progress bar.
 
     Raises:
-        UserError: one error that lists every problem: see `cases.check_cases`, two cases of one name, and files that
-            would be overwritten; before that one for the output folder (see `results.check_folder`).
+        UserError: for the output folder (see `check_reconstruction_folder`); then one error that lists every problem of
+            the input (see `cases.check_cases`) and two cases of one name; then one for files that cannot be written or
+            would be overwritten.
     """
-    problems: list[str] = []
-    used = find_cases(images, modalities, file_ending, chosen, problems)
-    every = used if chosen is None or problems else find_cases(images, modalities, file_ending, None, [], tell=False)
+    used, problems = find_cases(images, modalities, file_ending, chosen)
+    every = used
+    if chosen is not None and not problems:
+        every, _ = find_cases(images, modalities, file_ending, None, tell=False)
     problems += _repeated_names(used, file_ending)
     folders = [images] if isinstance(images, str | os.PathLike) else []
-    check_folder(output, [*folders, *(file for files in every for file in files)], file_ending)
+    check_reconstruction_folder(output, [*folders, *(file for files in every for file in files)], file_ending)
     pairs = [
         (files, all_files if scores else files)
         for files, all_files in list(zip(used, every, strict=True))[part]
@@ -112,7 +113,7 @@ def plan_cases(
                 _montage(output, name),
             )
         )
-    raise_for_input([*_without_place(cases), *([] if overwrite or skip_done else _overwriting(cases))])
+    raise_for_input(list(_output_problems(cases, replace=overwrite or skip_done)))
     return cases
 
 
@@ -149,22 +150,12 @@ def _repeated_names(cases: Sequence[Sequence[str]], file_ending: str) -> list[st
     return problems
 
 
-def _without_place(cases: Sequence[Case]) -> list[str]:
-    return [
-        f"{path} cannot be written: {problem} Remove it, or give another output folder (-o)."
-        for case in cases
-        if case.subsets
-        for path in (*case.targets.values(), case.montage)
-        if (problem := place_problem(path))
-    ]
-
-
-def _overwriting(cases: Sequence[Case]) -> list[str]:
-    return [
-        f"{path} is there already. Replace it (--overwrite), leave finished cases out (--c), or give another output "
-        "folder (-o)."
-        for case in cases
-        if case.subsets
-        for path in (*case.targets.values(), case.montage)
-        if path.exists()
-    ]
+def _output_problems(cases: Sequence[Case], *, replace: bool) -> Iterator[str]:
+    for path in (path for case in cases if case.subsets for path in (*case.targets.values(), case.montage)):
+        if problem := place_problem(path):
+            yield f"{path} cannot be written: {problem} Remove it, or give another output folder (-o)."
+        elif path.exists() and not replace:
+            yield (
+                f"{path} is there already. Replace it (--overwrite), leave finished cases out (--c), or give another "
+                "output folder (-o)."
+            )

@@ -15,7 +15,7 @@ from typing import Any
 
 from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.evaluation import SCORES_NAME, SUMMARY_NAME
+from nnunetv2_unimrseg.evaluation.files import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
 from nnunetv2_unimrseg.reports import comparison_plots as plots
@@ -24,7 +24,7 @@ from nnunetv2_unimrseg.reports.comparison_tables import comparison_table
 from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
 from nnunetv2_unimrseg.utils.files import whole_files
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
-from nnunetv2_unimrseg.utils.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import package_versions
 
 FORMAT = 1
 FORMAT_KEY = "comparison_format"
@@ -88,7 +88,7 @@ def summary_of(comparison: Comparison) -> dict[str, Any]:
     matched = comparison.matched
     return {
         FORMAT_KEY: FORMAT,
-        "versions": versions_of("numpy", "pandas", "scipy"),
+        "versions": package_versions("numpy", "pandas", "scipy"),
         "models": [
             {
                 "name": name,

@@ -24,10 +24,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.data.cases import REPORT_NAME as MODALITIES_NAME
-from nnunetv2_unimrseg.data.cases import print_report
+from nnunetv2_unimrseg.data.cases import AVAILABILITY_NAME as MODALITIES_NAME
+from nnunetv2_unimrseg.data.cases import print_availability
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS, FAILURE_DICE
+from nnunetv2_unimrseg.evaluation.evaluation import VALIDATION
 from nnunetv2_unimrseg.evaluation.expected_dice import (
     FREQUENT_FAILURE,
     LARGE_DROP,
@@ -35,7 +36,6 @@ from nnunetv2_unimrseg.evaluation.expected_dice import (
     EvaluatedModel,
     describe_evaluated_model,
 )
-from nnunetv2_unimrseg.evaluation.in_checkpoint import VALIDATION
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import BeforePredicting, UniMRSegPredictor
 from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
@@ -43,7 +43,7 @@ from nnunetv2_unimrseg.nnunet.trained_model import Fold, segmentation_checkpoint
 from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
 from nnunetv2_unimrseg.reports.html import render
 from nnunetv2_unimrseg.utils.file_lock import locked
-from nnunetv2_unimrseg.utils.versions import versions_of
+from nnunetv2_unimrseg.utils.versions import package_versions
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
 FORMAT = 1
@@ -121,7 +121,7 @@ def prediction_reporter(predictor: UniMRSegPredictor) -> BeforePredicting:
         print(f"What Dice to expect is not known: {model.why_none}. To know it: {model.evaluate_with}")
 
     def report(folder: Path | None, cases: Cases) -> None:
-        print_report(cases, remarks(model, cases))
+        print_availability(cases, remarks(model, cases))
         if folder is not None:
             write_prediction_report(folder, model, cases, prediction=_prediction(predictor))
 
@@ -161,7 +161,7 @@ def _merged(
     return {
         "format": FORMAT,
         "updated": now,
-        "versions": versions_of("nnunetv2", "torch"),
+        "versions": package_versions("nnunetv2", "torch"),
         "models": {key: models[key] for key in models if key in used},
         "cases": {name: entries[name] for name in sorted(entries)},
     }

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from nnunetv2_unimrseg import __version__
 
 
-def versions_of(*packages: str) -> dict[str, str]:
+def package_versions(*packages: str) -> dict[str, str]:
     """Return the version of this package, of others that are installed, and of Python."""
     others = {name: version(name) for name in packages}
     return {"nnunetv2-unimrseg": __version__, **others, "python": platform.python_version()}

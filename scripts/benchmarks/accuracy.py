@@ -103,7 +103,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
     from nnunetv2_unimrseg.inference.options import InferenceOptions
     from nnunetv2_unimrseg.nnunet.paths import inherited_value, read_json, read_plans, write_json
     from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16
-    from nnunetv2_unimrseg.utils.versions import versions_of
+    from nnunetv2_unimrseg.utils.versions import package_versions
 
     torch.set_num_threads(threads)
     last = run.chain[-1]
@@ -141,7 +141,7 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
         ],
         "prediction": "bfloat16" if bfloat16 else "as nnU-Net",
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{threads} thread(s) of a CPU",
-        "versions": versions_of("nnunetv2", "torch"),
+        "versions": package_versions("nnunetv2", "torch"),
         "modalities": list(evaluation.modalities),
         "subsets": evaluation.settings["subsets"],
         "scores": json.loads(evaluation.scores[["case", "subset", "label", *METRICS]].to_json(orient="records")),

@@ -267,14 +267,14 @@ def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list
     """Return what the JSON file holds."""
     import torch
 
-    from nnunetv2_unimrseg.utils.versions import versions_of
+    from nnunetv2_unimrseg.utils.versions import package_versions
 
     entries = plans.entries
     return {
         "command": shlex.join(["python", "-m", "scripts.benchmarks.cost", *sys.argv[1:]]),
         "device": args.device,
         "hardware": hardware(args.device),
-        "versions": versions_of("nnunetv2", "torch"),
+        "versions": package_versions("nnunetv2", "torch"),
         "dataset": dataset,
         "plans": args.p,
         "configuration": args.c,

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 
-from nnunetv2_unimrseg.utils.background import in_background
+from nnunetv2_unimrseg.utils.threads import prefetch
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3, 9])
 def test_every_item_arrives_and_each_producers_in_order(threads):
     producers = [partial(iter, [(number, item) for item in range(5)]) for number in range(6)]
-    items = list(in_background(producers, threads))
+    items = list(prefetch(producers, threads))
     assert sorted(items) == [(number, item) for number in range(6) for item in range(5)]
     for number in range(6):
         assert [item for one, item in items if one == number] == list(range(5))
@@ -26,7 +26,7 @@ def test_an_error_reaches_the_consumer(threads):
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        list(in_background([failing], threads))
+        list(prefetch([failing], threads))
 
 
 def test_no_more_items_wait_than_there_are_threads():
@@ -40,7 +40,7 @@ def test_no_more_items_wait_than_there_are_threads():
                 paused.set()
             yield number
 
-    items = in_background([counting], 2)
+    items = prefetch([counting], 2)
     next(items)
     assert paused.wait(5)
     assert len(made) <= 5
@@ -49,7 +49,7 @@ def test_no_more_items_wait_than_there_are_threads():
 
 def test_threads_end_when_the_consumer_stops():
     before = threading.active_count()
-    items = in_background([lambda: iter(range(1000))] * 3, 3)
+    items = prefetch([lambda: iter(range(1000))] * 3, 3)
     next(items)
     items.close()
     for thread in threading.enumerate():

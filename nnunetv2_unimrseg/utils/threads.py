@@ -19,7 +19,7 @@ MOST_READING_THREADS = 4
 _POLL_S = 0.2
 
 
-def in_background(producers: Iterable[Callable[[], Iterable[T]]], threads: int) -> Iterator[T]:
+def prefetch(producers: Iterable[Callable[[], Iterable[T]]], threads: int) -> Iterator[T]:
     """Yield what all producers yield, a few items ahead of the consumer.
 
     Args:
