@@ -26,7 +26,7 @@ class CheckedLabels:
 
     Attributes:
         found: one sentence a mistake.
-        labels: the labels corrected; None where they cannot be told.
+        labels: the labels corrected; None where it is not clear what they should be.
         renumbered: whether the corrected labels have other values than the given ones.
         regions: the values of each region that is trained, by name; empty where there are no regions.
         background_moved: whether the background was absent or had another value than 0.
@@ -40,21 +40,25 @@ class CheckedLabels:
 
     @property
     def example(self) -> dict[str, Any]:
-        """Labels of the same kind, for where the right ones cannot be told."""
+        """Labels of the same kind, to show where it is not clear what the right ones are."""
         return {BACKGROUND: 0, "whole": [1, 2], "core": 2} if self.regions else {BACKGROUND: 0, "tumour": 1}
 
 
 def check_labels(given: object) -> CheckedLabels:
     """Find what is wrong with `labels` of a dataset.json; raises nothing."""
-    checked = CheckedLabels()
-    labels = _as_names_to_values(given, checked.found)
+    labels, found = _read_names_and_values(given)
+    checked = CheckedLabels(found)
     if not labels:
         return checked
     labels = _with_background(labels, checked)
     has_regions = any(
         isinstance(value, list | tuple) and len(value) > 1 for name, value in labels.items() if name != IGNORE
     )
-    values = {name: _values(name, value, checked.found) for name, value in labels.items() if name != IGNORE}
+    values = {}
+    for name, value in labels.items():
+        if name != IGNORE:
+            values[name], found = _read_values(name, value)
+            checked.found += found
     if values[BACKGROUND] != [0]:
         values[BACKGROUND] = [0]
         checked.renumbered = checked.background_moved = whole_number(labels[BACKGROUND]) is not None
@@ -70,25 +74,23 @@ def check_labels(given: object) -> CheckedLabels:
     return checked
 
 
-def _as_names_to_values(given: object, found: list[str]) -> dict[str, Any] | None:
-    """Return the labels as an object, turned round where they are reversed; None where they cannot be told."""
+def _read_names_and_values(given: object) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the labels by name, turned round where they are reversed, and the mistakes; None for unreadable labels."""
     if isinstance(given, list) and all(isinstance(name, str) for name in given) and len(set(given)) == len(given):
-        found.append('"labels" is a list, but it must be an object from names to values.')
         names = sorted((name for name in given if name.casefold() != BACKGROUND), key=lambda name: name == IGNORE)
-        return {name: value for value, name in enumerate([BACKGROUND, *names])}
+        labels = {name: value for value, name in enumerate([BACKGROUND, *names])}
+        return labels, ['"labels" is a list, but it must be an object from names to values.']
     if not isinstance(given, Mapping) or not given:
         kind = "a list" if isinstance(given, list) else shown(given)
-        found.append(f'"labels" is {kind}, but it must be an object from names to values.')
-        return None
+        return None, [f'"labels" is {kind}, but it must be an object from names to values.']
     numbers = [whole_number(name) for name in given]
     texts = [isinstance(value, str) and whole_number(value) is None for value in given.values()]
-    if given and None not in numbers and all(texts):
-        found.append('"labels" is reversed, as in nnU-Net\'s old format: the names must stand before the values.')
+    if None not in numbers and all(texts):
         turned: dict[str, Any] = {}
         for number, name in zip(numbers, given.values(), strict=True):
             turned[f"{name}_{number}" if name in turned else name] = number
-        return turned
-    return {str(name): value for name, value in given.items()}
+        return turned, ['"labels" is reversed, as in nnU-Net\'s old format: the names must stand before the values.']
+    return {str(name): value for name, value in given.items()}, []
 
 
 def _with_background(labels: dict[str, Any], checked: CheckedLabels) -> dict[str, Any]:
@@ -104,22 +106,20 @@ def _with_background(labels: dict[str, Any], checked: CheckedLabels) -> dict[str
     return labels
 
 
-def _values(name: str, value: object, found: list[str]) -> list[int]:
-    """Return the values of a label or region; none where one is no whole number."""
+def _read_values(name: str, value: object) -> tuple[list[int], list[str]]:
+    """Return the values of a label or region, none where one is no whole number, and the mistakes."""
     several = isinstance(value, list | tuple)
-    entries = list(value) if several else [value]
+    entries = list(value) if isinstance(value, list | tuple) else [value]
     numbers = [whole_number(entry) for entry in entries]
     if name == BACKGROUND and (several or numbers[0] not in (0, None)):
-        found.append(f'The label "background" has the value {shown(value)}, but it must be 0.')
-        return []
-    if not entries:
-        found.append(f'The label "{name}" has no value: its list is empty.')
+        return [], [f'The label "background" has the value {shown(value)}, but it must be 0.']
+    found = [] if entries else [f'The label "{name}" has no value: its list is empty.']
     wrong = [shown(entry) for entry in entries if isinstance(entry, str | float) or whole_number(entry) is None]
     if wrong:
         marks = " without quotation marks" if any(isinstance(entry, str) for entry in entries) else ""
         must = "values must be whole numbers" if several else "it must be a whole number"
         found.append(f'The label "{name}" has the value {", ".join(wrong)}, but {must}{marks}.')
-    return [] if None in numbers else [number for number in numbers if number is not None]
+    return [] if None in numbers else [number for number in numbers if number is not None], found
 
 
 def _keep_regions(
@@ -193,14 +193,14 @@ def check_regions_class_order(given: object, regions: Mapping[str, list[int]]) -
         regions: the values of each region, in the order of the labels; empty where there are no regions.
 
     Returns:
-        One sentence a mistake, and the corrected value; None where it cannot be told.
+        One sentence a mistake, and the corrected value; None where it is not clear what it should be.
     """
     if not regions:
         return [], None
     clear = all(numbers and min(numbers) >= 0 for numbers in regions.values())
     known = sorted({number for numbers in regions.values() for number in numbers if number > 0})
     names = ", ".join(regions)
-    order = _order_of(regions) if clear else None
+    order = _drawing_order(regions) if clear else None
     if not isinstance(given, list | tuple):
         what = "is absent" if given is None else f"is {shown(given)}"
         found = [
@@ -236,7 +236,7 @@ def _with_advice(found: list[str], order: list[int] | None, clear: bool) -> list
     return found
 
 
-def _order_of(regions: Mapping[str, list[int]]) -> list[int] | None:
+def _drawing_order(regions: Mapping[str, list[int]]) -> list[int] | None:
     """Return, for each region, a value that no later region has, for later ones are drawn over earlier ones."""
     values = [set(numbers) for numbers in regions.values()]
     own = [region - {0}.union(*values[place + 1 :]) for place, region in enumerate(values)]
