@@ -15,7 +15,7 @@ from full_disk import check_whole, files_in, read_only
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.evaluation.in_checkpoint import KEY
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
-from nnunetv2_unimrseg.reconstruction.measure import CACHE_NAME
+from nnunetv2_unimrseg.reconstruction.training_intensities import CACHE_NAME
 
 QUICK = ("-f", 0, "-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar", "--disable_tta")
 EVALUATE = ("--subsets", "complete", "T1", "--no_report")
@@ -117,9 +117,9 @@ def test_reconstruct_works_and_says_that_what_it_measured_is_not_kept(shared, tm
     with read_only(shared):
         code, said, error = run(capsys, *command, "-o", tmp_path / "out")
         assert code == 0 and error == ""
-    (told,) = [line for line in said.splitlines() if line.startswith("What was measured is not kept")]
+    (told,) = [line for line in said.splitlines() if line.startswith("The measured intensities are not kept")]
     assert told.startswith(
-        f"What was measured is not kept for the next time: Cannot write {model / CACHE_NAME}: Read-only file system."
+        f"The measured intensities are not kept for the next time: Cannot write {model / CACHE_NAME}: Read-only file system."
     )
     assert files_in(shared) == before and len(check_whole(tmp_path / "out")) == 5
     code, said, _ = run(capsys, *command, "-o", tmp_path / "writable")

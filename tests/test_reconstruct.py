@@ -177,28 +177,28 @@ def test_nothing_that_is_there_is_overwritten_unless_asked(tmp_path, monkeypatch
 
 
 def test_a_case_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, data):
-    from nnunetv2_unimrseg.reconstruction import work
+    from nnunetv2_unimrseg.reconstruction import case_reconstructor
 
     model = write_model(tmp_path / "models", monkeypatch)
     for name in "abc":
         tiny.write_case(tmp_path / "in", name, data, (2,))
-    write = work.write_image
+    write = case_reconstructor.write_image
 
     def full_disk(path, *arguments):
         if path.name == "b_0001.nii.gz":
             raise OSError(28, "No space left on device")
         write(path, *arguments)
 
-    monkeypatch.setattr(work, "write_image", full_disk)
+    monkeypatch.setattr(case_reconstructor, "write_image", full_disk)
     made = reconstructions(tmp_path / "in", tmp_path / "out", model, (0,), **QUIET)
     assert set(made.table["case"]) == {"a", "c"}
     (failure,) = made.failures
     assert failure["case"] == "b" and failure["subset"] == "T1" and "No space left" in failure["reason"]
     assert not (tmp_path / "out" / "b_reconstruction.png").exists()
-    monkeypatch.setattr(work, "write_image", write)
+    monkeypatch.setattr(case_reconstructor, "write_image", write)
     again = reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), skip_done=True, **QUIET)
     assert set(again["case"]) == {"b"}
-    monkeypatch.setattr(work, "write_image", full_disk)
+    monkeypatch.setattr(case_reconstructor, "write_image", full_disk)
     reconstruct(tmp_path / "in", tmp_path / "out", model, (0,), overwrite=True, **QUIET)
     assert not (tmp_path / "out" / "b_reconstruction.png").exists()
 

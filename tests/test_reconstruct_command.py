@@ -13,7 +13,7 @@ from reconstructors import write_model
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
-from nnunetv2_unimrseg.reconstruction import work
+from nnunetv2_unimrseg.reconstruction import case_reconstructor
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_failed_case_is_listed_and_the_exit_code_is_1(arguments, monkeypatch, 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(work, "write_image", fail)
+    monkeypatch.setattr(case_reconstructor, "write_image", fail)
     with pytest.raises(SystemExit) as caught:
         run(arguments)
     assert caught.value.code == 1

@@ -15,7 +15,7 @@ from reconstructors import QUIET, reconstruct, write_model
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.reconstruction import reconstruct as module
-from nnunetv2_unimrseg.reconstruction.results import add_scores, open_folder
+from nnunetv2_unimrseg.reconstruction.reconstruction_folder import add_scores, start_or_continue
 
 ROW = {"case": "a", "available": "T1", "modality": "PET", "L1": 0.1, "PSNR": 20.0, "SSIM": 0.5}
 
@@ -30,15 +30,15 @@ def arguments(tmp_path, monkeypatch):
 
 def interrupted_at(case: str, arguments: tuple, monkeypatch, **changes) -> None:
     """Reconstruct, and end as by a kill when the images of a case are written and its picture is not."""
-    close_case = module.close_case
+    write_case_results = module.write_case_results
 
     def killed(current, *rest):
         if current.name == case:
             raise KeyboardInterrupt
-        return close_case(current, *rest)
+        return write_case_results(current, *rest)
 
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
-        patches.setattr(module, "close_case", killed)
+        patches.setattr(module, "write_case_results", killed)
         reconstruct(*arguments, **QUIET, **changes)
 
 
@@ -138,12 +138,12 @@ def test_a_folder_that_cannot_be_written_to_is_one_error(arguments, tmp_path, mo
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    with pytest.raises(UserError, match="Read-only file system"):
+    with pytest.raises(UserError, match=f"cannot be made: {tmp_path} lies on a read-only file system"):
         reconstruct(*arguments, **QUIET)
 
 
 def test_parts_that_finish_together_write_scores_beside_each_other(tmp_path, monkeypatch):
-    open_folder(tmp_path, {}, overwrite=False)
+    start_or_continue(tmp_path, {}, overwrite=False)
     replace, temporary = os.replace, {}
 
     def recorded(source, target):

@@ -17,9 +17,9 @@ from reconstructors import QUIET, reconstruct, write_model
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.reconstruction.montage import Column, middle_of_content, write_montage
-from nnunetv2_unimrseg.reconstruction.writing import LONGEST_DESCRIPTION, check_format, description_of, write_image
+from nnunetv2_unimrseg.reconstruction.writing import LONGEST_DESCRIPTION, check_format, header_description, write_image
 
-DESCRIPTION = description_of("T1+FLAIR", intensities=False)
+DESCRIPTION = header_description("T1+FLAIR", intensities=False)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".gipl", ".nii.gz"])
@@ -114,7 +114,7 @@ def test_normalised_units_do_not_fit_into_integer_formats():
 
 
 def test_descriptions_are_short_ascii():
-    text = description_of("+".join(["größe"] * 30), intensities=True)
+    text = header_description("+".join(["größe"] * 30), intensities=True)
     assert len(text) == LONGEST_DESCRIPTION and text.isascii() and text.startswith("SYNTHETIC")
 
 

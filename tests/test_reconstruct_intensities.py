@@ -17,9 +17,9 @@ from reconstructors import QUIET, SAME_SPACING, reconstruct, write_model
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
-from nnunetv2_unimrseg.reconstruction import measure
-from nnunetv2_unimrseg.reconstruction.intensities import INVERTIBLE, Normaliser
-from nnunetv2_unimrseg.reconstruction.measure import CACHE_NAME, training_intensities
+from nnunetv2_unimrseg.reconstruction import training_intensities as module
+from nnunetv2_unimrseg.reconstruction.normalisers import INVERTIBLE, Normaliser
+from nnunetv2_unimrseg.reconstruction.training_intensities import CACHE_NAME, training_intensities
 
 FOREGROUND = {"mean": 40.0, "std": 20.0, "percentile_00_5": -60.0, "percentile_99_5": 120.0}
 
@@ -94,8 +94,8 @@ def test_what_was_measured_is_kept_until_the_images_or_the_plans_change(tmp_path
     write_training_data(raw)
     first = measured(tmp_path)
     counted = []
-    of_case = measure._of_case
-    monkeypatch.setattr(measure, "_of_case", lambda *arguments: counted.append(1) or of_case(*arguments))
+    measure_case = module._measure_case
+    monkeypatch.setattr(module, "_measure_case", lambda *arguments: counted.append(1) or measure_case(*arguments))
     assert measured(tmp_path) == first and not counted
     assert measured(tmp_path, use_mask=False) != first and len(counted) == 3
     measured(tmp_path)

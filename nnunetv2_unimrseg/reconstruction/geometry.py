@@ -7,22 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_unimrseg.nnunet.types import ImageProperties
+
 
 def to_original_grid(
     image: np.ndarray,
-    properties: dict,
+    properties: ImageProperties,
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
     outside: Sequence[float | None],
 ) -> np.ndarray:
     """Revert resampling, crop and transposition of a preprocessed image.
 
-    Resampled is as the plans resample images (`resampling_fn_data`), so that what was resampled there and back is as
-    sharp as it can be.
+    The plans' function for images (`resampling_fn_data`) resamples, so that little sharpness is lost there and back.
 
     Args:
         image: (K, X, Y, Z), any K channels, on the preprocessed grid.
-        properties: what preprocessing returned.
+        properties: as preprocessing returned them.
         plans_manager: of the model.
         configuration_manager: of the model.
         outside: the value of each channel outside the crop; None for the channel's lowest value.
@@ -39,13 +40,14 @@ def to_original_grid(
     cropped = np.asarray(configuration_manager.resampling_fn_data(image, shape, spacing, original_spacing))
     box = tuple(slice(*extent) for extent in properties["bbox_used_for_cropping"])
     whole = np.empty((len(image), *properties["shape_before_cropping"]), dtype=np.float32)
-    for channel, of_crop, value in zip(whole, cropped, outside, strict=True):
-        channel[...] = of_crop.min() if value is None else value
-        channel[box] = of_crop
-    return whole.transpose([0, *(axis + 1 for axis in plans_manager.transpose_backward)])
+    for channel, inside, value in zip(whole, cropped, outside, strict=True):
+        channel[...] = inside.min() if value is None else value
+        channel[box] = inside
+    axes = [0, *(axis + 1 for axis in plans_manager.transpose_backward)]
+    return np.transpose(whole, axes)
 
 
-def crop_box(properties: dict, plans_manager: PlansManager) -> tuple[slice, ...]:
+def crop_box(properties: ImageProperties, plans_manager: PlansManager) -> tuple[slice, ...]:
     """Return the part of the original grid that preprocessing kept."""
     box = properties["bbox_used_for_cropping"]
     return tuple(slice(*box[axis]) for axis in plans_manager.transpose_backward)

@@ -1,13 +1,13 @@
-"""The picture of a case: what it has, what was made from it, and the truth where it is known."""
+"""The picture of a case: its images, the reconstructions, and the difference to the truth where it is known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnunetv2_unimrseg.utils.files import whole_file
@@ -18,7 +18,7 @@ SYNTHETIC_COLOUR = "#c2410c"
 
 @dataclass(frozen=True)
 class Column:
-    """What is shown of one modality; slices (Y, X).
+    """What the picture shows of one modality; slices (Y, X).
 
     Attributes:
         real: the case's own image, or None where it is missing.
@@ -34,9 +34,9 @@ class Column:
 
 
 def middle_of_content(mask: np.ndarray) -> int:
-    """Return the slice of a mask (Z, Y, X) midway between the first and the last that holds anything."""
-    held = np.flatnonzero(mask.any((1, 2)))
-    return int((held[0] + held[-1]) // 2) if len(held) else len(mask) // 2
+    """Return the slice of a mask (Z, Y, X) midway between the first and the last that are not empty."""
+    filled = np.flatnonzero(mask.any((1, 2)))
+    return int((filled[0] + filled[-1]) // 2) if len(filled) else len(mask) // 2
 
 
 def write_montage(path: Path, columns: Mapping[str, Column], title: str, spacing: Sequence[float]) -> None:
@@ -66,15 +66,16 @@ def write_montage(path: Path, columns: Mapping[str, Column], title: str, spacing
         figure.savefig(temporary, dpi=110)
 
 
-def _draw_column(axes: Sequence[Axes], name: str, column: Column, shape: Sequence[int], aspect: float) -> None:
+def _draw_column(axes: np.ndarray, name: str, column: Column, shape: Sequence[int], aspect: float) -> None:
     axes[0].set_title(name, fontsize=11, parse_math=False)
     for axis in axes:
-        axis.imshow(np.ma.masked_all(shape), aspect=aspect)  # empty cells are as large as the others
+        axis.imshow(np.full(shape, np.nan), aspect=aspect)  # empty cells are as large as the others
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     reference = column.real if column.real is not None else column.synthetic
     low, high = np.percentile(reference, (1, 99)) if reference is not None else (0, 1)
-    window = {"cmap": "gray", "vmin": low, "vmax": max(high, low + 1e-6), "aspect": aspect}
+    high = max(high, low + 1e-6)
+    window: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high, "aspect": aspect}
     if column.real is None:
         axes[0].text(0.5, 0.5, "missing", ha="center", va="center", color="0.45", transform=axes[0].transAxes)
     else:
@@ -86,5 +87,5 @@ def _draw_column(axes: Sequence[Axes], name: str, column: Column, shape: Sequenc
     axes[1].set_xlabel(column.caption, fontsize=8, parse_math=False)
     axes[1].spines[:].set(visible=True, color=SYNTHETIC_COLOUR, linewidth=1.5)
     if column.real is not None:
-        scale = {"cmap": "inferno", "vmin": 0, "vmax": window["vmax"] - low, "aspect": aspect}
-        axes[2].imshow(np.abs(column.synthetic - column.real), **scale)
+        difference = np.abs(column.synthetic - column.real)
+        axes[2].imshow(difference, cmap="inferno", vmin=0, vmax=high - low, aspect=aspect)

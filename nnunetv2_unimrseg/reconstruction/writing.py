@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 LONGEST_DESCRIPTION = 79
 """Characters in the description field of a NIfTI header."""
 
+Properties = Mapping[str, Any]
 _INTEGER_FORMATS = (".png", ".bmp")
 
 
-def description_of(inputs: str, *, intensities: bool) -> str:
-    """Return what the file's header says of it: that it is synthetic, its units, and what it was made from.
+def header_description(inputs: str, *, intensities: bool) -> str:
+    """Return the text for a file's header: that it is synthetic, its units, and the modalities it was made from.
 
     Args:
         inputs: the available modalities, as in "T1+FLAIR".
@@ -36,12 +38,12 @@ def check_format(reader: type[BaseReaderWriter], file_ending: str, *, intensitie
     """Check that images of a dataset can be written.
 
     Raises:
-        UserError: for a reader that is not known here, and for normalised units in a format that holds integers only.
+        UserError: for a reader for which there is no writer here; for normalised units in a format of integers only.
     """
     if reader.__name__ not in _WRITERS:
         raise UserError(
-            f"Images of the reader {reader.__name__} cannot be written; known are {', '.join(_WRITERS)}. Convert the "
-            "dataset to one of their formats."
+            f"Images of the reader {reader.__name__} cannot be written, only those of "
+            f"{', '.join(_WRITERS)}. Convert the dataset to one of their formats."
         )
     if file_ending.lower() in _INTEGER_FORMATS and not intensities:
         raise UserError(
@@ -51,18 +53,22 @@ def check_format(reader: type[BaseReaderWriter], file_ending: str, *, intensitie
 
 
 def write_image(
-    path: Path, image: np.ndarray, reader: type[BaseReaderWriter], properties: dict, description: str, like: Path
+    path: Path,
+    image: np.ndarray,
+    reader: type[BaseReaderWriter],
+    properties: Properties,
+    description: str,
+    like: Path,
 ) -> None:
-    """Write an image in one step: beside its place first, then renamed.
+    """Write an image whole or not at all (see `whole_file`).
 
     Args:
         path: what to write; an existing file is replaced.
-        image: (X, Y, Z) as the reader's arrays are (2D: (1, Y, X)). float32 is written, but for `.png` and `.bmp`,
-            which get the integer type of `like`, rounded and clipped.
+        image: (X, Y, Z) as the reader's arrays are (2D: (1, Y, X)). It is written as float32; for `.png` and `.bmp` it
+            is rounded and clipped to the integer type of `like`.
         reader: the plans' reader.
         properties: the reader's, of the file that gives the geometry.
-        description: for the header, at most `LONGEST_DESCRIPTION` ASCII characters; `.bmp` and `.gipl` have no place
-            for it.
+        description: for the header, at most `LONGEST_DESCRIPTION` ASCII characters; `.bmp` and `.gipl` cannot hold it.
         like: the file that gives the geometry.
 
     Raises:
@@ -74,7 +80,7 @@ def write_image(
         _write_tiff_spacing(path, properties)
 
 
-def _write_with_simpleitk(path: Path, image: np.ndarray, properties: dict, description: str, like: Path) -> None:
+def _write_with_simpleitk(path: Path, image: np.ndarray, properties: Properties, description: str, like: Path) -> None:
     import SimpleITK as sitk
 
     geometry = properties["sitk_stuff"]
@@ -88,7 +94,7 @@ def _write_with_simpleitk(path: Path, image: np.ndarray, properties: dict, descr
     sitk.WriteImage(itk_image, str(path), True)
 
 
-def _write_with_nibabel(path: Path, image: np.ndarray, properties: dict, description: str, like: Path) -> None:
+def _write_with_nibabel(path: Path, image: np.ndarray, properties: Properties, description: str, like: Path) -> None:
     import nibabel
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
@@ -97,7 +103,7 @@ def _write_with_nibabel(path: Path, image: np.ndarray, properties: dict, descrip
     nifti = nibabel.Nifti1Image(image.transpose(2, 1, 0), geometry.get("reoriented_affine", original))
     if "reoriented_affine" in geometry:
         nifti = nifti.as_reoriented(ornt_transform(axcodes2ornt("RAS"), io_orientation(original)))
-    source = nibabel.load(like).header
+    source: Any = nibabel.load(like).header
     for form in ("qform", "sform"):
         code = int(source[f"{form}_code"])
         getattr(nifti, f"set_{form}")(getattr(source, f"get_{form}")() if code else None, code)
@@ -106,20 +112,20 @@ def _write_with_nibabel(path: Path, image: np.ndarray, properties: dict, descrip
     nibabel.save(nifti, path)
 
 
-def _write_with_tifffile(path: Path, image: np.ndarray, properties: dict, description: str, like: Path) -> None:
+def _write_with_tifffile(path: Path, image: np.ndarray, properties: Properties, description: str, like: Path) -> None:
     import tifffile
 
     tifffile.imwrite(path, image, compression="zlib", description=description, metadata=None)
 
 
-def _write_tiff_spacing(path: Path, properties: dict) -> None:
-    """Write the file from which nnU-Net's reader of TIFF takes the spacing, unless the case has it there."""
+def _write_tiff_spacing(path: Path, properties: Properties) -> None:
+    """Write the file from which nnU-Net's reader of TIFF takes the spacing, unless it is there already."""
     spacing = path.with_name(path.name[: -len(f"_0000{path.suffix}")] + ".json")
     if not spacing.exists():
         write_json(spacing, {"spacing": [float(value) for value in properties["spacing"]]})
 
 
-def _write_with_pillow(path: Path, image: np.ndarray, properties: dict, description: str, like: Path) -> None:
+def _write_with_pillow(path: Path, image: np.ndarray, properties: Properties, description: str, like: Path) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -132,7 +138,7 @@ def _write_with_pillow(path: Path, image: np.ndarray, properties: dict, descript
     image = np.clip(np.rint(image), 0, np.iinfo(integers).max).astype(integers)
     notes = PngInfo()
     notes.add_text("Description", description)
-    Image.fromarray(image).save(path, **({"pnginfo": notes} if path.suffix.lower() == ".png" else {}))
+    Image.fromarray(image).save(path, pnginfo=notes)  # Pillow passes over it for .bmp
 
 
 _WRITERS = {

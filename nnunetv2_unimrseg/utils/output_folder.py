@@ -14,7 +14,7 @@ ANOTHER = "Give another output folder (-o)."
 
 
 def check_output_folder(
-    folder: str | os.PathLike, inputs: Iterable[str | os.PathLike] = (), advice: str = ANOTHER
+    folder: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = (), advice: str = ANOTHER
 ) -> None:
     """Check, without making it, that a folder can take what is to be written and holds no input.
 
@@ -41,7 +41,19 @@ def check_output_folder(
     _refuse_unwritable(folder, advice)
 
 
-def check_output_files(files: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike] = ()) -> None:
+def make_output_folder(folder: Path) -> None:
+    """Make a folder that has passed `check_output_folder`, and those that hold it.
+
+    Raises:
+        UserError: when it cannot be made all the same.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(folder, "made", error, folder.parent, ANOTHER) from error
+
+
+def check_output_files(files: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Check, without making anything, that files can be written and are no input.
 
     Args:
@@ -52,19 +64,19 @@ def check_output_files(files: Iterable[str | os.PathLike], inputs: Iterable[str 
     Raises:
         UserError: when input and output overlap, and when nothing can be written to the folder of a file.
     """
-    files, inputs = [Path(file) for file in files], [Path(read) for read in inputs]
     advice = "Give another output file."
-    resolved = {read.resolve(): read for read in inputs}
-    for file in files:
-        for place in (file.resolve(), file.parent.resolve() / file.name):
-            read = next((resolved[one] for one in (place, *place.parents) if one in resolved), None)
+    resolved = {read.resolve(): read for read in map(Path, inputs)}
+    places = [Path(file) for file in files]
+    for file in places:
+        for target in (file.resolve(), file.parent.resolve() / file.name):
+            read = next((resolved[one] for one in (target, *target.parents) if one in resolved), None)
             if read is not None:
                 if read.is_dir():
                     relation = f"lies in the input folder {read}. The next time, it would be taken for input"
                 else:
                     relation = f"is the input file {read}, which it would replace"
                 raise UserError(f"The output file {file} {relation}. {advice}")
-    for folder in dict.fromkeys(file.parent for file in files):
+    for folder in dict.fromkeys(file.parent for file in places):
         _refuse_unwritable(folder, advice)
 
 
@@ -99,10 +111,11 @@ def _refuse_unwritable(folder: Path, advice: str) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        doing = "written to" if there else "made"
-        raise UserError(
-            f"The output folder {folder} cannot be {doing}: {_in_words(error, existing)}. {advice}"
-        ) from error
+        raise _refusal(folder, "written to" if there else "made", error, existing, advice) from error
+
+
+def _refusal(folder: Path, doing: str, error: OSError, place: Path, advice: str) -> UserError:
+    return UserError(f"The output folder {folder} cannot be {doing}: {_in_words(error, place)}. {advice}")
 
 
 def _in_words(error: OSError, folder: Path) -> str:

@@ -9,8 +9,8 @@
 | `RGBTo01Normalization` | 255 x | 0 |
 | `NoNormalization` | x | 0 |
 
-The mask is nnU-Net's: the nonzero voxels, holes filled, of the images that the case has. What is outside the crop gets
-the inverse of its normalised value.
+The mask is nnU-Net's: the nonzero voxels, holes filled, of the images that the case has. Voxels outside the crop get
+the inverse of the value in the last column.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Normaliser:
     foreground: Mapping[str, float]
 
     @property
-    def is_measured(self) -> bool:
-        """Whether the inverse needs parameters that are measured on training images."""
+    def needs_statistics(self) -> bool:
+        """Whether the inverse needs statistics of the training images."""
         return self.name in (Z_SCORE, TO_01)
 
     @property
@@ -57,35 +57,38 @@ class Normaliser:
         return None if unknown else 0.0
 
     def invert(
-        self, image: np.ndarray, mask: np.ndarray | None = None, measured: Mapping[str, float] | None = None
+        self, image: np.ndarray, mask: np.ndarray | None = None, statistics: Mapping[str, float] | None = None
     ) -> np.ndarray:
         """Map normalised values to raw intensities.
 
         Args:
             image: any shape.
             mask: where the masked z-score changed values; the same shape.
-            measured: `mean`, `std`, `minimum` and `maximum` (see `measure.training_intensities`), where
-                `is_measured`.
+            statistics: what `training_intensities` returns for the channel, where `needs_statistics`.
 
         Raises:
             UserError: for a normaliser that is not nnU-Net's.
         """
+        raw = image
         if self.name == CT:
             low, high = self.foreground["percentile_00_5"], self.foreground["percentile_99_5"]
-            return np.clip(image * self.foreground["std"] + self.foreground["mean"], low, high)
-        if self.name == Z_SCORE:
-            raw = image * measured["std"] + measured["mean"]
-            return np.where(mask, raw, 0) if self.masked else raw
-        if self.name == TO_01:
-            return np.clip(image, 0, 1) * (measured["maximum"] - measured["minimum"]) + measured["minimum"]
-        if self.name == RGB_TO_01:
-            return np.clip(image, 0, 1) * 255
-        if self.name == NONE:
-            return image
-        raise UserError(f"{self.name} cannot be inverted; known are {', '.join(INVERTIBLE)}.")
+            raw = np.clip(image * self.foreground["std"] + self.foreground["mean"], low, high)
+        elif self.name == Z_SCORE:
+            assert statistics is not None
+            raw = image * statistics["std"] + statistics["mean"]
+            raw = raw if mask is None or not self.masked else np.where(mask, raw, 0)
+        elif self.name == TO_01:
+            assert statistics is not None
+            low, high = statistics["minimum"], statistics["maximum"]
+            raw = np.clip(image, 0, 1) * (high - low) + low
+        elif self.name == RGB_TO_01:
+            raw = np.clip(image, 0, 1) * 255
+        elif self.name != NONE:
+            raise UserError(f"UniMRSeg cannot invert {self.name}; it can invert {', '.join(INVERTIBLE)}.")
+        return raw
 
 
-def normalisers_of(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> list[Normaliser]:
+def read_normalisers(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> list[Normaliser]:
     """Return how the plans normalise each channel."""
     foreground = plans_manager.foreground_intensity_properties_per_channel
     names, masked = configuration_manager.normalization_schemes, configuration_manager.use_mask_for_norm
@@ -102,12 +105,12 @@ def check_invertible(normalisers: Mapping[str, Normaliser]) -> None:
         normalisers: by name of the modality.
 
     Raises:
-        UserError: naming every channel whose normaliser cannot.
+        UserError: names every channel whose normaliser cannot be inverted.
     """
     unknown = {name: entry.name for name, entry in normalisers.items() if entry.name not in INVERTIBLE}
     if unknown:
         listed = ", ".join(f"{name} ({normaliser})" for name, normaliser in unknown.items())
         raise UserError(
-            f"Raw intensities cannot be given for {listed}: how to invert that normaliser is not known (known are "
+            f"Raw intensities cannot be given for {listed}: UniMRSeg cannot invert that normaliser (it can invert "
             f"{', '.join(INVERTIBLE)}). Leave out --intensities, for normalised units."
         )

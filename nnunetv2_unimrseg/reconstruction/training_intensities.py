@@ -1,4 +1,4 @@
-"""The training set's average intensity parameters, measured once and kept beside the model."""
+"""Intensity statistics of the training set, measured once and kept beside the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
@@ -19,13 +19,14 @@ from tqdm import tqdm
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.nnunet.paths import RAW, read_json, write_json
+from nnunetv2_unimrseg.nnunet.paths import RAW
+from nnunetv2_unimrseg.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 CACHE_NAME = "unimrseg_intensities.json"
-"""The file in the model's folder that keeps what was measured."""
+"""The file in the model's folder that keeps the statistics."""
 
 FORMAT = 1
 _MOST_NAMED = 10
@@ -40,22 +41,23 @@ def training_intensities(
     num_threads: int = 0,
     show_progress: bool = True,
 ) -> list[dict[str, float]]:
-    """Return, for each channel, averages over the training cases of what nnU-Net's normalisers take from an image.
+    """Return, for each channel, the statistics that nnU-Net's normalisers use, averaged over the training cases.
 
-    Measured are the raw images in nnUNet_raw, cropped as nnU-Net crops them. The result is kept in the model's folder
-    (`CACHE_NAME`) and used again while the training images' names, sizes and times of change stay the same, and where
-    nnUNet_raw does not have the dataset.
+    The raw images in nnUNet_raw are measured, cropped as nnU-Net crops them. The result is kept in the model's folder
+    (`CACHE_NAME`). It is used again while the training images' names, sizes and times of change stay the same, and
+    where nnUNet_raw does not have the dataset.
 
     Returns:
         `mean` and `std` (inside the nonzero mask where the plans normalise with it), `minimum` and `maximum`, in raw
         intensities. Cases in which the channel is constant do not count.
 
     Raises:
-        UserError: when there are neither training images nor a result that was kept, for mistakes in the dataset's
-            dataset.json, and for a training image that cannot be used.
+        UserError: when there are neither training images nor a kept result, for mistakes in the dataset's dataset.json,
+            and for a training image that cannot be used.
     """
     path = model_folder / CACHE_NAME
-    basis = {"format": FORMAT, "modalities": list(modalities), "masked": list(configuration_manager.use_mask_for_norm)}
+    masked = list(configuration_manager.use_mask_for_norm)
+    basis: dict[str, Any] = {"format": FORMAT, "modalities": list(modalities), "masked": masked}
     kept = read_json(path) if path.is_file() else {}
     usable = all(kept.get(key) == value for key, value in basis.items())
     dataset = plans_manager.dataset_name
@@ -73,12 +75,12 @@ def training_intensities(
     cases = _training_cases(folder)
     basis["training_images"] = _fingerprint(cases)
     if not usable or kept.get("training_images") != basis["training_images"]:
-        channels = _measure(cases, plans_manager, basis["masked"], modalities, num_threads, show_progress)
+        channels = _measure(cases, plans_manager, masked, modalities, num_threads, show_progress)
         kept = {**basis, "dataset": dataset, "num_cases": len(cases), "channels": channels}
         try:
             write_json(path, kept)
         except UserError as error:
-            print(f"What was measured is not kept for the next time: {error}")
+            print(f"The measured intensities are not kept for the next time: {error}")
     return [kept["channels"][name] for name in modalities]
 
 
@@ -113,29 +115,29 @@ def _measure(
     num_threads: int,
     show_progress: bool,
 ) -> dict[str, dict[str, float]]:
-    measure = partial(_of_case, plans_manager.image_reader_writer_class(), masked)
+    measure = partial(_measure_case, plans_manager.image_reader_writer_class(), masked)
     with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-        found = pool.map(measure, sorted(cases.values(), key=len))  # those that may lack a file first
-        found = list(tqdm(found, total=len(cases), desc="Measuring training intensities", disable=not show_progress))
+        measured = pool.map(measure, sorted(cases.values(), key=len))  # those that may lack a file first
+        found = list(tqdm(measured, total=len(cases), desc="Measuring training intensities", disable=not show_progress))
     channels = {}
     for channel, name in enumerate(modalities):
-        of_cases = [entry[channel] for entry in found if entry[channel]]
-        if not of_cases:
+        known = [entry[channel] for entry in found if entry[channel]]
+        if not known:
             raise UserError(f"{name} is constant in every training case, so it has no intensities to map to.")
-        channels[name] = {key: float(np.mean([entry[key] for entry in of_cases])) for key in of_cases[0]}
+        channels[name] = {key: float(np.mean([entry[key] for entry in known])) for key in known[0]}
     return channels
 
 
-def _of_case(reader: BaseReaderWriter, masked: Sequence[bool], files: Sequence[str]) -> list[dict[str, float]]:
-    image, outside, _ = crop_to_nonzero(_read(reader, files, len(masked)))
+def _measure_case(reader: BaseReaderWriter, masked: Sequence[bool], files: Sequence[str]) -> list[dict[str, float]]:
+    image, outside, _ = crop_to_nonzero(_read_channels(reader, files, len(masked)))
     mask = outside[0] >= 0
     return [
-        _of_channel(channel, channel[mask] if uses_mask else channel)
+        _channel_statistics(channel, channel[mask] if uses_mask else channel)
         for channel, uses_mask in zip(image, masked, strict=True)
     ]
 
 
-def _read(reader: BaseReaderWriter, files: Sequence[str], num_channels: int) -> np.ndarray:
+def _read_channels(reader: BaseReaderWriter, files: Sequence[str], num_channels: int) -> np.ndarray:
     """Read a case as nnU-Net's readers do, whose files may hold several channels each."""
     advice = "Mend the dataset that the model was trained with, or leave out --intensities."
     images = []
@@ -158,7 +160,8 @@ def _read(reader: BaseReaderWriter, files: Sequence[str], num_channels: int) -> 
     return np.concatenate(images)
 
 
-def _of_channel(channel: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+def _channel_statistics(channel: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+    """Return statistics of a channel, mean and deviation of the voxels that count; {} where it is constant."""
     minimum, maximum = float(channel.min()), float(channel.max())
     if minimum == maximum:
         return {}

@@ -1,7 +1,7 @@
-"""The folder that reconstructions are written to: scores, and with what they were made.
+"""The folder that reconstructions are written to: its scores, and the model and settings behind them.
 
 FOLDER/CASE_XXXX<ending>            each missing modality
-FOLDER/CASE_reconstruction.png      the picture of a case, written when all else of it is
+FOLDER/CASE_reconstruction.png      the picture of a case, written after its other files
 FOLDER/scores.csv                   one row a case x available modalities x missing modality whose truth is known
 FOLDER/summary.json                 model, settings, and means of the scores
 FOLDER/modalities.json              which modalities each case had
@@ -20,17 +20,17 @@ import pandas as pd
 from nnunetv2_unimrseg.data.scan_folder import split_name
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, UNIT
-from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
 from nnunetv2_unimrseg.utils.file_lock import locked
-from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
-from nnunetv2_unimrseg.utils.versions import versions_of
+from nnunetv2_unimrseg.utils.files import read_json, write_json, write_text
+from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder, make_output_folder
+from nnunetv2_unimrseg.utils.versions import package_versions
 
 SCORES_NAME, SUMMARY_NAME = "scores.csv", "summary.json"
 PICTURE_SUFFIX = "_reconstruction.png"
 KEYS = ("case", "available", "modality")
 
 
-def check_folder(folder: Path, inputs: Iterable[str | os.PathLike], file_ending: str) -> None:
+def check_reconstruction_folder(folder: Path, inputs: Iterable[str | os.PathLike[str]], file_ending: str) -> None:
     """Check, without making it, that a folder can take reconstructions.
 
     Args:
@@ -39,8 +39,8 @@ def check_folder(folder: Path, inputs: Iterable[str | os.PathLike], file_ending:
         file_ending: of images, as in dataset.json.
 
     Raises:
-        UserError: see `check_output_folder`; and when it holds images that are not reconstructions: the next time,
-            synthetic images would pass for scans.
+        UserError: as `check_output_folder`; and when it holds scans, among which synthetic images would be taken for
+            scans the next time.
     """
     check_output_folder(folder, inputs)
     if not folder.is_dir() or (folder / SUMMARY_NAME).is_file():
@@ -48,34 +48,30 @@ def check_folder(folder: Path, inputs: Iterable[str | os.PathLike], file_ending:
     real = sorted(entry.name for entry in folder.iterdir() if split_name(entry, file_ending))
     if real:
         raise UserError(
-            f"The output folder {folder} holds images that are no reconstructions, such as {real[0]}; the next time, "
-            f"synthetic images would pass for scans. {ANOTHER}"
+            f"The output folder {folder} holds images that are no reconstructions, such as {real[0]}. The next time, "
+            f"synthetic images written there would be taken for scans. {ANOTHER}"
         )
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def start_or_continue(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Make the folder, or go on in one whose files were made in the same way.
 
     Args:
-        folder: where it lies.
-        settings: JSON types, whatever changes the reconstructions.
-        overwrite: remove the scores, and the pictures that mark a case as done, of a folder that was made otherwise.
+        folder: has passed `check_reconstruction_folder`.
+        settings: JSON types; everything that changes the reconstructions.
+        overwrite: remove the scores, and the pictures that mark a case as done, of reconstructions that were made
+            otherwise.
 
     Raises:
-        UserError: when the folder's files were made otherwise, and when it cannot be written to.
+        UserError: when the folder cannot be made, and when its files were made otherwise and are not to be replaced.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / SUMMARY_NAME):
-            _enter(folder, settings, overwrite)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to the output folder {folder}: {error.strerror}. Give another one (-o)."
-        ) from error
-
-
-def _enter(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    make_output_folder(folder)
     path = folder / SUMMARY_NAME
+    with locked(path):
+        _remove_outdated(folder, path, settings, overwrite)
+
+
+def _remove_outdated(folder: Path, path: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
     before = read_json(path).get("settings") if path.is_file() else None
     if before == settings:
         return
@@ -94,12 +90,13 @@ def _enter(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
-    """Return what `scores.csv` holds, without rows where there is none; columns `KEYS` and `FIGURES`."""
+    """Return the content of `scores.csv`, no rows where there is no such file; columns `KEYS` and `FIGURES`."""
     path = folder / SCORES_NAME
-    if not path.is_file():
-        return pd.DataFrame(columns=[*KEYS, *FIGURES])
-    text, undefined = dict.fromkeys(KEYS, str), dict.fromkeys(FIGURES, "")
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=undefined)
+    scores: pd.DataFrame = pd.DataFrame(columns=[*KEYS, *FIGURES])
+    if path.is_file():
+        text, undefined = dict.fromkeys(KEYS, str), dict.fromkeys(FIGURES, "")
+        scores = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=undefined)
+    return scores
 
 
 def add_scores(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
@@ -117,18 +114,18 @@ def add_scores(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Mappin
 def _summary(settings: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
     means = scores.groupby(["available", "modality"], sort=False)[list(FIGURES)].mean()
     mean: dict[str, dict[str, Any]] = {}
-    for (available, modality), row in means.iterrows():
+    for (available, modality), row in zip(means.index, means.to_dict("records"), strict=True):
         mean.setdefault(available, {})[modality] = _json_types(row)
     return {
         "settings": dict(settings),
-        "versions": versions_of("nnunetv2", "torch"),
+        "versions": package_versions("nnunetv2", "torch"),
         "unit": UNIT,
         "patterns": "available modalities, joined by +; each missing modality is scored",
         "num_cases": int(scores["case"].nunique()),
-        "missing_modalities_mean": _json_types(means.mean()) if len(means) else None,
+        "missing_modalities_mean": _json_types(means.mean().to_dict()) if len(means) else None,
         "mean": mean,
     }
 
 
-def _json_types(figures: pd.Series) -> dict[str, float | None]:
-    return {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
+def _json_types(scores: Mapping[Any, float]) -> dict[str, float | None]:
+    return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
