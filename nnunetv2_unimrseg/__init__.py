@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from nnunetv2_unimrseg.config import UniMRSegConfig
     from nnunetv2_unimrseg.errors import UserError
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
+    from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
     from nnunetv2_unimrseg.evaluation.expected_dice import expected_dice
-    from nnunetv2_unimrseg.evaluation.evaluation import Evaluation, read_evaluation
+    from nnunetv2_unimrseg.evaluation.files import read_evaluation
     from nnunetv2_unimrseg.inference.options import InferenceOptions
     from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
     from nnunetv2_unimrseg.modalities import Modalities
@@ -39,7 +40,7 @@ _MODULES = {
     "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
     "expected_dice": "evaluation.expected_dice",
-    "read_evaluation": "evaluation.evaluation",
+    "read_evaluation": "evaluation.files",
     "reconstruct": "reconstruction.reconstruct",
     "write_comparison": "reports.comparison",
     "write_prediction_report": "reports.prediction",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.evaluation import Evaluation, read_evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
+from nnunetv2_unimrseg.evaluation.files import read_evaluation
 from nnunetv2_unimrseg.evaluation.summary import by_subset, headline_label
 from nnunetv2_unimrseg.reports.case_images import (
     CaseImages,

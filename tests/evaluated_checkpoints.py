@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 from test_trainer_steps import batch, folders  # noqa: F401
 
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     FoldEvaluations,
     read_stored_evaluations,
     store_evaluation,
     weights_sha256,
 )
-from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 
 

@@ -18,7 +18,7 @@ from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.comparison.compare import compare
 from nnunetv2_unimrseg.comparison.differences import COLUMNS, OVER_ALL, OVER_INCOMPLETE
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.evaluation import read_evaluation
+from nnunetv2_unimrseg.evaluation.files import read_evaluation
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL, by_subset
 from nnunetv2_unimrseg.reports.comparison import write_comparison
 

@@ -12,8 +12,8 @@ from evaluations import made_up
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation import summary
-from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, Evaluation, folder_name, read_evaluation
-from nnunetv2_unimrseg.evaluation.files import write_evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, Evaluation, folder_name
+from nnunetv2_unimrseg.evaluation.files import read_evaluation, write_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import parse_subsets
 from nnunetv2_unimrseg.modalities import Modalities
 
@@ -145,7 +145,7 @@ def test_an_evaluation_survives_its_folder(tmp_path):
     pd.testing.assert_frame_equal(again.scores, evaluation.scores)
     assert again.settings == evaluation.settings
     figures = json.loads((tmp_path / "summary.json").read_text())["figures"]
-    assert figures == json.loads(json.dumps(summary.figures_of(again)))
+    assert figures == json.loads(json.dumps(summary.summary_tables(again)))
     assert "NaN" not in (tmp_path / "summary.json").read_text()
     assert again.complete == "FLAIR+T1+T1ce+T2"
     assert again.prediction_path("x", "T1+T2") == tmp_path / "predictions" / "T1+T2" / "x.nii.gz"

@@ -28,7 +28,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     KEY,
     FoldEvaluations,
-    pooled,
+    combine_folds,
     store_evaluation,
     weights_sha256,
 )
@@ -247,7 +247,7 @@ def test_another_format_is_none_with_a_note(checkpoint):
     torch.save({**content, KEY: {"format": 99, "evaluations": "?"}}, checkpoint)
     found = stored(checkpoint)
     assert found.evaluations == () and "another version" in found.note
-    assert pooled([found]) == (None, found.note)
+    assert combine_folds([found]) == (None, found.note)
     assert stored(write(checkpoint)) == FoldEvaluations("0", weights_sha256_of_seed(0))
 
 

@@ -23,7 +23,7 @@ from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     KEY,
     FoldEvaluations,
     StoredEvaluation,
-    pooled,
+    combine_folds,
     store_evaluation,
     weights_sha256,
 )
@@ -35,41 +35,41 @@ from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutT
 
 def test_validation_evaluations_of_all_folds_are_one(tmp_path):
     folds = folds_with(tmp_path, "validation")
-    evaluation, why_none = pooled(folds)
+    evaluation, why_none = combine_folds(folds)
     assert why_none == "" and evaluation.folds == ["0", "1"] and evaluation.num_cases == 6
     assert sorted(evaluation.scores["case"].unique()) == [f"case_{number:02d}" for number in range(6)]
     assert len(evaluation.scores) == 6 * 15 * 3
-    alone, _ = pooled(folds[1:])
+    alone, _ = combine_folds(folds[1:])
     assert set(alone.scores["case"]) == {"case_01", "case_03", "case_05"}
 
 
 def test_an_external_evaluation_counts_once_and_for_exactly_its_folds(tmp_path):
     folds = folds_with(tmp_path, "external")
-    evaluation, _ = pooled(folds)
+    evaluation, _ = combine_folds(folds)
     assert evaluation.kind == "external" and evaluation.num_cases == 6 and len(evaluation.scores) == 6 * 15 * 3
-    none, why = pooled(folds[:1])
+    none, why = combine_folds(folds[:1])
     assert none is None and "only of other folds together: 0 1" in why
     retrained = dataclasses.replace(folds[1], weights_sha256="0" * 64, evaluations=())
-    assert pooled([folds[0], retrained])[0] is None
+    assert combine_folds([folds[0], retrained])[0] is None
 
 
 def test_of_both_kinds_the_one_with_more_is_taken(tmp_path):
     folds = folds_with(tmp_path, "validation", "external")
-    assert pooled(folds)[0].kind == "external"
+    assert combine_folds(folds)[0].kind == "external"
     (tmp_path / "more").mkdir()
     few = folds_with(tmp_path / "more", "validation")
     paths = [tmp_path / "more" / f"fold_{fold}" / "checkpoint_final.pth" for fold in (0, 1)]
     for fold, path in enumerate(paths):
         store_evaluation(path, evaluated(*paths, kind="external", num_cases=2), str(fold))
-    assert pooled([stored(path) for path in paths])[0].kind == "validation"
-    assert pooled(few)[0].kind == "validation"
+    assert combine_folds([stored(path) for path in paths])[0].kind == "validation"
+    assert combine_folds(few)[0].kind == "validation"
 
 
 def test_why_there_is_none(tmp_path):
     folds = folds_with(tmp_path, "validation")
 
     def why(*found: FoldEvaluations) -> str:
-        evaluation, reason = pooled(found)
+        evaluation, reason = combine_folds(found)
         assert evaluation is None
         return reason
 
@@ -87,10 +87,10 @@ def test_subsets_of_which_only_one_fold_has_scores(tmp_path):
     folds = folds_with(tmp_path, "validation")
     evaluation: StoredEvaluation = folds[1].evaluations[0]
     without = evaluation.scores[evaluation.scores["subset"] != "T1"]
-    together, _ = pooled([folds[0], changed(folds[1], scores=without)])
+    together, _ = combine_folds([folds[0], changed(folds[1], scores=without)])
     cases = together.scores.loc[together.scores["subset"] == "T1", "case"]
     assert set(cases) == {"case_00", "case_02", "case_04"}
-    assert pooled([changed(folds[1], scores=without)])[0].subset_name(["T1"]) is None
+    assert combine_folds([changed(folds[1], scores=without)])[0].subset_name(["T1"]) is None
 
 
 # --- nnU-Net --------------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.comparison.differences import paired_differences, undefined_scores
 from nnunetv2_unimrseg.comparison.matching import Matched, match
-from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.comparison.statistics import BOOTSTRAP_METHOD, ZERO_METHOD, smallest_wilcoxon_p
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.evaluation import Evaluation, read_evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
+from nnunetv2_unimrseg.evaluation.files import read_evaluation
 
 FEWEST_RESAMPLES = 100
 SIGNIFICANCE = 0.05

@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """The tidy scores of all models (`evaluation.evaluation.COLUMNS` after `model`), common cases and subsets only."""
+        """The scores of all models for common cases, subsets and labels; see `Matched.scores`."""
         return self.matched.scores
 
     @property

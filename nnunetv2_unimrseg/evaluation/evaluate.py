@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_unimrseg.errors import UserError, nearest
-from nnunetv2_unimrseg.evaluation.cases import cases_of_folders, check_label_values, validation_cases
-from nnunetv2_unimrseg.evaluation.in_checkpoint import EXTERNAL, VALIDATION, store_evaluation
+from nnunetv2_unimrseg.errors import UserError, listed, nearest
+from nnunetv2_unimrseg.evaluation.cases import (
+    EvaluationCase,
+    cases_of_folders,
+    check_label_values,
+    validation_cases,
+)
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
-from nnunetv2_unimrseg.evaluation.prediction import is_pending, predict_and_score
-from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
-from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, Model, open_model, settings_of
-from nnunetv2_unimrseg.evaluation.files import open_folder, read_record, remove_report, tidy, write_evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import EXTERNAL, VALIDATION, Evaluation, Failure, PredictionEntry
+from nnunetv2_unimrseg.evaluation.files import (
+    read_outcome,
+    remove_report,
+    score_table,
+    start_or_continue,
+    write_evaluation,
+)
+from nnunetv2_unimrseg.evaluation.in_checkpoint import store_evaluation
+from nnunetv2_unimrseg.evaluation.model import Model, read_model
+from nnunetv2_unimrseg.evaluation.prediction import is_done, predict_and_score
+from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, describe_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.trained_model import Fold
 from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder
 
-Folder = str | os.PathLike
+Folder = str | os.PathLike[str]
 
 DEFAULT_FOLDER = (
     "An evaluation is written into the model's folder unless another output folder is given (-o): give one."
 )
-"""What to do where that cannot be: containers and shared models are read-only."""
+"""Advice where the model's folder cannot be written to: containers and shared models are read-only."""
+
+MOST_NAMED_FAILURES = 5
 
 
 def evaluate(
@@ -70,69 +85,42 @@ def evaluate(
         (`unfinished`), it holds what is done, and no tables were written.
 
     Raises:
-        UserError: before anything is computed, for whatever the user can mend, an output folder that cannot be written
-            to or overlaps with those that are read included; and when nothing could be scored.
+        UserError: before anything is computed, for every mistake in the arguments, the model or the cases, and for an
+            output folder that cannot be written to or overlaps with an input; and when nothing could be scored.
     """
-    folds = [str(fold) for fold in folds]
+    names = [str(fold) for fold in folds]
     options = options or InferenceOptions()
     _check_arguments(options, empty, overwrite, images, labels, output)
-    model = open_model(Path(model_folder), folds, options.checkpoint)
+    model = read_model(Path(model_folder), names, options.checkpoint)
     chosen = _by_name(parse_subsets(subsets, model.modalities), model.modalities)
-    if images is None:
-        cases = validation_cases(model.plans, model.configuration, model.dataset_json, folds)
+    if images is not None and labels is not None:
+        kind, cases = EXTERNAL, cases_of_folders(images, labels, model.dataset_json, names)
     else:
-        cases = cases_of_folders(images, labels, model.dataset_json, folds)
-    kind = VALIDATION if images is None else EXTERNAL
-    prediction = {"mirroring": options.use_mirroring, "step_size": options.step_size}
-    if images is None and "all" in folds:
-        print(f"WARNING: these are the {TRAINED_WITH}.")
-    folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(folds)}"
-    check_output_folder(
-        folder, () if images is None else (images, labels), DEFAULT_FOLDER if output is None else ANOTHER
-    )
-    ending = model.dataset_json["file_ending"]
-    reader = PlansManager(dict(model.plans)).image_reader_writer_class()
-    pending = {
-        case: [name for name in chosen if overwrite or is_pending(folder, case, name, ending, reader)]
-        for case in cases[options.part]
-    }
-    left = [case for case, names in pending.items() if names]
+        kind, cases = VALIDATION, validation_cases(model.plans, model.configuration, model.dataset_json, names)
+        if "all" in names:
+            print(f"WARNING: these are the {TRAINED_WITH}.")
+    folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(names)}"
+    inputs = [read for read in (images, labels) if read is not None]
+    check_output_folder(folder, inputs, DEFAULT_FOLDER if output is None else ANOTHER)
+    to_do = _find_work(cases[options.part], chosen, folder, model, everything=overwrite)
+    left = [case for case, missing in to_do.items() if missing]
     check_label_values(left, model.plans, model.dataset_json, show_progress=options.show_progress)
-    open_folder(folder, {"model": model.to_json(), "prediction": prediction, "kind": kind}, overwrite=overwrite)
+    prediction: PredictionEntry = {"mirroring": options.use_mirroring, "step_size": options.step_size}
+    start_or_continue(folder, {"model": model.entry, "prediction": prediction, "kind": kind}, overwrite=overwrite)
 
-    predict_and_score(model.folder, pending, chosen, folder, options)
+    predict_and_score(model.folder, to_do, chosen, folder, options)
 
-    records = {(case, name): read_record(folder, case, name) for case in cases for name in chosen}
-    done = {key: record for key, record in records.items() if record is not None}
-    failures = [
-        {"case": case.name, "subset": name, "reason": record.problem}
-        for (case, name), record in done.items()
-        if record.problem
-    ]
-    settings = settings_of(
-        model, prediction={**prediction, "device": options.device.type}, kind=kind, empty=empty, cases=cases,
-        subsets=chosen, failures=failures,
-    )  # fmt: skip
-    evaluation = Evaluation(settings, tidy(done, chosen, empty), folder, len(records) - len(done))
+    prediction["device"] = torch.device(options.device).type
+    evaluation = _collect(folder, model, cases, chosen, kind=kind, empty=empty, prediction=prediction)
     if evaluation.unfinished:
         return evaluation
     if evaluation.scores.empty:
-        raise UserError(_nothing_scored(failures))
+        raise UserError(_nothing_scored(evaluation.failures))
     remove_report(folder)
     write_evaluation(evaluation, folder)
     if store and model.knows_missing:
         _store(evaluation, model)
     return evaluation
-
-
-def _by_name(subsets: Sequence[Subset], modalities: Modalities) -> dict[str, Subset]:
-    named = {modalities.describe(subset): subset for subset in subsets}
-    if len(named) < len(subsets):
-        raise UserError(
-            f"The modalities' names ({', '.join(modalities)}) joined by '+' mean several subsets. Rename one of them "
-            "in dataset.json."
-        )
-    return named
 
 
 def _check_arguments(
@@ -158,16 +146,62 @@ def _check_arguments(
         raise UserError("Where to write the evaluation of cases of your own? Name a folder (-o).")
 
 
-def _nothing_scored(failures: Sequence[dict[str, str]]) -> str:
+def _by_name(subsets: Sequence[Subset], modalities: Modalities) -> dict[str, Subset]:
+    named = {modalities.describe(subset): subset for subset in subsets}
+    if len(named) < len(subsets):
+        raise UserError(
+            f"The modalities' names ({', '.join(modalities)}) joined by '+' mean several subsets. Rename one of them "
+            "in dataset.json."
+        )
+    return named
+
+
+def _find_work(
+    cases: Sequence[EvaluationCase], subsets: Mapping[str, Subset], folder: Path, model: Model, *, everything: bool
+) -> dict[EvaluationCase, list[str]]:
+    """Return the names of the subsets that each case has yet to be predicted with, or of all of them."""
+    reader = PlansManager(model.plans).image_reader_writer_class()
+    ending = model.dataset_json["file_ending"]
+    return {
+        case: [name for name in subsets if everything or not is_done(folder, case, name, ending, reader)]
+        for case in cases
+    }
+
+
+def _collect(
+    folder: Path,
+    model: Model,
+    cases: Sequence[EvaluationCase],
+    subsets: Mapping[str, Subset],
+    *,
+    kind: str,
+    empty: str,
+    prediction: PredictionEntry,
+) -> Evaluation:
+    """Make an evaluation of the outcomes in its folder."""
+    pairs = [(case, name) for case in cases for name in subsets]
+    outcomes = {pair: outcome for pair in pairs if (outcome := read_outcome(folder, *pair)) is not None}
+    failures: list[Failure] = [
+        {"case": case.name, "subset": name, "reason": outcome.problem}
+        for (case, name), outcome in outcomes.items()
+        if outcome.problem
+    ]
+    settings = describe_evaluation(
+        model, prediction=prediction, kind=kind, empty=empty, cases=cases, subsets=subsets, failures=failures
+    )
+    return Evaluation(settings, score_table(outcomes, subsets, empty), folder, len(pairs) - len(outcomes))
+
+
+def _nothing_scored(failures: Sequence[Failure]) -> str:
     if not failures:
         return "Nothing could be scored: no case has all modalities of any of these subsets."
-    first = "\n".join(f"  - {entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures[:5])
-    return f"Nothing could be scored; {len(failures)} predictions failed, for example:\n{first}"
+    reasons = [f"{entry['case']}, {entry['subset']}: {entry['reason']}" for entry in failures]
+    return f"Nothing could be scored. {len(reasons)} predictions failed:\n{listed(reasons, MOST_NAMED_FAILURES)}"
 
 
 def _store(evaluation: Evaluation, model: Model) -> None:
-    """Store the result in the checkpoints; where that cannot be, the evaluation stands all the same."""
-    for fold, checkpoint in zip(model.folds, model.checkpoints, strict=True):
+    """Store the result in the checkpoints; where that fails, the evaluation in its folder is complete all the same."""
+    for fold, checkpoint in model.checkpoints.items():
         try:
             message = (
                 store_evaluation(checkpoint, evaluation, fold) or f"Stored in {checkpoint}, for prediction reports."

@@ -1,32 +1,105 @@
-"""An evaluation, in memory and in its folder.
-
-FOLDER/subsets.csv                          one row a case x subset x label
-FOLDER/summary.json                         versions, model, conventions, cases and figures
-FOLDER/predictions/SUBSET/CASE.nii.gz       what was scored
-FOLDER/scores/SUBSET/CASE.json              raw scores, from which an interrupted run goes on
-"""
+"""An evaluation: the scores of one model on some cases, by subset of the modalities, and how they were made."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pandas as pd
 
-from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.nnunet.paths import read_json
 
 FORMAT = 1
+VALIDATION, EXTERNAL = "validation", "external"
+"""The kinds of an evaluation: of the validation cases of folds, or of cases given besides the training data."""
+
+METRICS = ("dice", "hd95_mm", "asd_mm", "volume_difference_ml")
+COLUMNS = ("case", "fold", "subset", "num_modalities", "label", *METRICS, "reference_ml", "prediction_ml")
+"""Columns of the scores: Dice from 0 to 1, distances in mm, volumes in ml; NaN where undefined (see `conventions`)."""
+
 LONGEST_FOLDER_NAME = 120
 """Bytes; file systems allow 255."""
 
-SCORES_NAME, SUMMARY_NAME = "subsets.csv", "summary.json"
-METRICS = ("dice", "hd95_mm", "asd_mm", "volume_difference_ml")
-COLUMNS = ("case", "fold", "subset", "num_modalities", "label", *METRICS, "reference_ml", "prediction_ml")
-"""Of the tidy table: Dice from 0 to 1, distances in mm, volumes in ml; NaN where undefined (see `conventions`)."""
+
+class SubsetEntry(TypedDict):
+    """A subset: its name ("T1+FLAIR") and its modalities."""
+
+    name: str
+    available: list[str]
+
+
+class CaseEntry(TypedDict):
+    """A case: its name, the folds that predicted it, its images by modality and its reference."""
+
+    case: str
+    fold: str
+    images: dict[str, str]
+    label: str
+
+
+class Failure(TypedDict):
+    """A case and subset that could not be predicted and scored, and why."""
+
+    case: str
+    subset: str
+    reason: str
+
+
+class ModelEntry(TypedDict):
+    """The model: its names, its folds, the SHA-256 of each fold's weights, and what it makes of missing modalities."""
+
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+    folds: list[str]
+    checkpoint: str
+    weights_sha256: dict[str, str]
+    missing_modalities: str
+
+
+class PredictionEntry(TypedDict, total=False):
+    """How the model predicted."""
+
+    mirroring: bool
+    step_size: float
+    device: str
+
+
+class ConventionsEntry(TypedDict):
+    """The convention for empty labels, and the Dice below which a case has failed."""
+
+    empty: str
+    failure_dice: float
+
+
+class Settings(TypedDict):
+    """Everything in `summary.json` but the means of the scores."""
+
+    format: int
+    name: str
+    versions: dict[str, str]
+    model: ModelEntry
+    prediction: PredictionEntry
+    conventions: ConventionsEntry
+    kind: str
+    source: str
+    modalities: list[str]
+    labels: list[str]
+    label_values: dict[str, int | list[int]]
+    subsets: list[SubsetEntry]
+    cases: list[CaseEntry]
+    reader: str
+    file_ending: str
+    failures: list[Failure]
+
+
+class Summary(Settings):
+    """`summary.json`; `figures` holds the tables that `summary.summary_tables` returns."""
+
+    figures: dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +107,20 @@ class Evaluation:
     """Scores of one model on some cases, by subset of the modalities.
 
     Attributes:
-        settings: what `summary.json` records besides the figures; JSON types only. Keys: `name`, `versions`, `model`,
-            `prediction`, `conventions`, `modalities`, `labels`, `subsets` (each with `name` and `available`), `cases`
-            (each with `case`, `fold`, `images` by modality, `label`), `reader`, `file_ending`, `failures`.
-        scores: the tidy table, columns `COLUMNS`.
-        folder: where it lies; None while it is only in memory.
-        unfinished: how many cases x subsets other parts of it have yet to do.
+        settings: how they were made; JSON types only.
+        scores: a row for each case, subset and label, columns `COLUMNS`.
+        folder: the folder that it was written to; None while it is only in memory.
+        unfinished: the number of pairs of case and subset that other parts of it have yet to do.
     """
 
-    settings: dict[str, Any]
+    settings: Settings
     scores: pd.DataFrame
     folder: Path | None = None
     unfinished: int = 0
 
     @property
-    def failures(self) -> list[dict[str, str]]:
-        """What could not be predicted and scored: `case`, `subset`, `reason`."""
+    def failures(self) -> list[Failure]:
+        """What could not be predicted and scored."""
         return list(self.settings["failures"])
 
     @property
@@ -76,49 +147,21 @@ class Evaluation:
         return next((name for name, subset in self.subsets.items() if all(subset)), None)
 
     def prediction_path(self, case: str, subset: str) -> Path:
-        """Return where the segmentation of a case with a subset lies."""
+        """Return the file of the segmentation of a case with a subset."""
         if self.folder is None:
             raise ValueError("This evaluation has no folder.")
         return prediction_path(self.folder, case, subset, self.settings["file_ending"])
 
 
 def prediction_path(folder: Path, case: str, subset: str, file_ending: str) -> Path:
-    """Return the file of the segmentation of a case with the subset of this name."""
+    """Return the file, in an evaluation's folder, of the segmentation of a case with a subset."""
     return folder / "predictions" / folder_name(subset) / f"{case}{file_ending}"
 
 
-def score_path(folder: Path, case: str, subset: str) -> Path:
-    """Return the file of the raw scores of a case with the subset of this name."""
-    return folder / "scores" / folder_name(subset) / f"{case}.json"
-
-
 def folder_name(subset: str) -> str:
-    """Return a subset's name for use as a folder's; a long one is cut, and a hash of the whole appended."""
+    """Return a folder's name for a subset; of a long name the end is replaced by a hash of the whole."""
     name = "".join(letter if letter.isalnum() or letter in "+-._" else f"%{ord(letter):x}" for letter in subset)
     if len(name.encode()) <= LONGEST_FOLDER_NAME:
         return name
     kept = name.encode()[:LONGEST_FOLDER_NAME].decode(errors="ignore")
     return f"{kept}~{hashlib.sha256(subset.encode()).hexdigest()[:12]}"
-
-
-def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read what `unimrseg evaluate` wrote.
-
-    Raises:
-        UserError: when the folder holds no finished evaluation, or one of another format.
-    """
-    folder = Path(folder)
-    if not (folder / SUMMARY_NAME).is_file() or not (folder / SCORES_NAME).is_file():
-        raise UserError(
-            f"{folder} holds no finished evaluation: {SUMMARY_NAME} and {SCORES_NAME} are not both there. Make it "
-            "with `unimrseg evaluate`; running the same command again goes on where it stopped."
-        )
-    summary = read_json(folder / SUMMARY_NAME)
-    if summary.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / SUMMARY_NAME} is no evaluation of format {FORMAT} (found {summary.get('format')!r}). Make it "
-            "anew with this version of `unimrseg evaluate`."
-        )
-    text = {"case": str, "fold": str, "subset": str, "label": str}
-    scores = pd.read_csv(folder / SCORES_NAME, dtype=text, keep_default_na=False, na_values=[""])
-    return Evaluation({key: value for key, value in summary.items() if key != "figures"}, scores, folder)

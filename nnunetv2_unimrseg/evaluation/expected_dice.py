@@ -1,4 +1,4 @@
-"""What Dice to expect of a trained model for a subset of the modalities: the figures of its stored evaluations.
+"""What Dice to expect of a trained model for a subset of the modalities: statistics of its stored evaluations.
 
 A subset is called *weak* for a label where one of three things holds: the mean Dice is at least `LARGE_DROP` lower than
 the complete input's on the same cases, it is below `LOW_DICE`, or at least the share `FREQUENT_FAILURE` of the cases
@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.in_checkpoint import (
     StoredEvaluation,
+    combine_folds,
     evaluate_command,
-    pooled,
     read_stored_evaluations,
 )
-from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
@@ -33,7 +33,7 @@ LOW_DICE = 0.50
 FREQUENT_FAILURE = 0.10
 
 FEW_CASES = 5
-"""With fewer, the figures say little."""
+"""Statistics of fewer cases say little."""
 
 RESAMPLES = 2000
 SEED = 0
@@ -53,9 +53,9 @@ class EvaluatedModel:
 
     Attributes:
         description: `dataset`, `trainer`, `plans`, `configuration`, `checkpoint`, `folds` and `weights_sha256` by fold.
-        modalities: that it was trained with.
+        modalities: the modalities that it was trained with.
         evaluation: of these folds together; None where none is stored.
-        why_none: says why there is none; "" where there is one.
+        why_none: the reason why there is none; "" where there is one.
         evaluate_with: the command that makes one.
     """
 
@@ -80,7 +80,7 @@ def describe_evaluated_model(checkpoints: Iterable[tuple[Path, Mapping[str, Any]
     for path, checkpoint in checkpoints:
         stored[path] = read_stored_evaluations(checkpoint, path)
     folds = list(stored.values())
-    evaluation, why_none = pooled(folds)
+    evaluation, why_none = combine_folds(folds)
     modalities = Modalities.from_dataset_json(read_dataset_json(path.parent.parent / "dataset.json"))
     if evaluation is not None and tuple(evaluation.modalities) != modalities.names:
         evaluation, why_none = None, (
@@ -159,7 +159,7 @@ def expected_of_subset(evaluation: StoredEvaluation, available: Sequence[str]) -
     dice = _by_case(evaluation, name)
     low, high = _interval(dice)
     by_case = _with_mean(dice, axis=1)
-    figures = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "n": dice.count(),
             "dice": dice.mean(),
@@ -167,16 +167,16 @@ def expected_of_subset(evaluation: StoredEvaluation, available: Sequence[str]) -
             "below_complete": _below_complete(evaluation, dice, name),
         }
     )
-    figures = _with_mean(figures, axis=0)
-    figures["n"] = [*dice.count(), dice.count().max()][: len(figures)]
-    figures["dice_low"], figures["dice_high"] = low, high
-    figures["dice_p05"], figures["dice_p95"] = by_case.quantile(0.05), by_case.quantile(0.95)
-    figures["weak_because"] = [
-        "; ".join(f"{reason}: {figure:.1f}" for reason, figure in weaknesses(row).items())
-        for row in figures.to_dict("records")
+    table = _with_mean(table, axis=0)
+    table["n"] = [*dice.count(), dice.count().max()][: len(table)]
+    table["dice_low"], table["dice_high"] = low, high
+    table["dice_p05"], table["dice_p95"] = by_case.quantile(0.05), by_case.quantile(0.95)
+    table["weak_because"] = [
+        "; ".join(f"{reason}: {percent:.1f}" for reason, percent in weaknesses(row).items())
+        for row in table.to_dict("records")
     ]
-    figures["few_cases"] = figures["n"] < FEW_CASES
-    return figures.rename_axis("label").reset_index().assign(subset=name)[list(COLUMNS)]
+    table["few_cases"] = table["n"] < FEW_CASES
+    return table.rename_axis("label").reset_index().assign(subset=name)[list(COLUMNS)]
 
 
 def _by_case(evaluation: StoredEvaluation, subset: str) -> pd.DataFrame:
@@ -211,7 +211,7 @@ def _below_complete(evaluation: StoredEvaluation, dice: pd.DataFrame, name: str)
 
 
 def weaknesses(row: Mapping[str, Any]) -> dict[str, float]:
-    """Say why a subset is weak for a label, given its figures: each reason that holds, with its figure in percent."""
+    """Return each reason why a subset is weak for a label, with its value in percent, from a row of statistics."""
     found = {}
     if row["dice"] < LOW_DICE:
         found[f"Dice below {100 * LOW_DICE:.0f} % on average"] = 100 * row["dice"]

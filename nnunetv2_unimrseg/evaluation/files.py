@@ -1,4 +1,11 @@
-"""The folder of an evaluation while it is made: what it was made with, and the raw scores of every case and subset."""
+"""The files in the folder of an evaluation.
+
+FOLDER/evaluation.json                      the model and how it predicts; written before the first score
+FOLDER/predictions/SUBSET/CASE.nii.gz       the segmentations that were scored
+FOLDER/scores/SUBSET/CASE.json              raw scores, from which an interrupted run goes on
+FOLDER/subsets.csv                          the scores: a row for each case, subset and label
+FOLDER/summary.json                         `Summary`: versions, model, conventions, cases and means
+"""
 
 from __future__ import annotations
 
@@ -7,36 +14,28 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
+from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, FORMAT, Evaluation, Settings, Summary, folder_name
 from nnunetv2_unimrseg.evaluation.metrics import RawScores
-from nnunetv2_unimrseg.evaluation.evaluation import (
-    COLUMNS,
-    SCORES_NAME,
-    SUMMARY_NAME,
-    Evaluation,
-    score_path,
-)
-from nnunetv2_unimrseg.evaluation.summary import figures_of
+from nnunetv2_unimrseg.evaluation.summary import summary_tables
 from nnunetv2_unimrseg.modalities import Subset
-from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
-from nnunetv2_unimrseg.utils.files import file_problem
+from nnunetv2_unimrseg.utils.files import file_problem, read_json, write_json, write_text
 
-STARTED_NAME = "evaluation.json"
-"""Says with which model and how the scores in the folder were made; written before the first of them."""
+STARTED_NAME, SCORES_NAME, SUMMARY_NAME = "evaluation.json", "subsets.csv", "summary.json"
 
 
-def open_folder(folder: Path, made_with: Mapping[str, Any], *, overwrite: bool) -> None:
+def start_or_continue(folder: Path, made_with: Mapping[str, Any], *, overwrite: bool) -> None:
     """Make the folder of an evaluation, or go on with one that was made with the same model in the same way.
 
     Args:
-        folder: where it lies.
-        made_with: JSON types, whatever changes the predictions.
-        overwrite: remove an evaluation that lies there, whatever it was made with.
+        folder: has passed `check_output_folder`.
+        made_with: JSON types; everything that changes the predictions.
+        overwrite: remove an evaluation that lies there, however it was made.
 
     Raises:
         UserError: when the folder holds another evaluation (lists what differs) or other files.
@@ -46,18 +45,14 @@ def open_folder(folder: Path, made_with: Mapping[str, Any], *, overwrite: bool) 
         different = _differences(read_json(started), made_with)
         if different and not overwrite:
             raise UserError(
-                f"{folder} holds an evaluation that was made otherwise:\n  - "
-                + "\n  - ".join(different)
-                + "\nGive another folder (-o), or replace it (--overwrite)."
+                f"{folder} holds an evaluation that was made otherwise:\n{listed(different)}\n"
+                "Give another folder (-o), or replace it (--overwrite)."
             )
         if overwrite:
-            _empty(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty and holds no evaluation, or is no folder. Give another folder (-o).")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the folder {folder}: {error.strerror}. Give another one (-o).") from None
+            _remove_evaluation(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no evaluation. Give another folder (-o).")
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(started, made_with)
 
 
@@ -73,8 +68,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = 
     return differences
 
 
-def _empty(folder: Path) -> None:
-    """Remove what an evaluation writes, the record of how it was made last."""
+def _remove_evaluation(folder: Path) -> None:
+    """Remove the files of an evaluation; `evaluation.json` last, so that a second call can finish the removal."""
     remove_report(folder)
     for name in ("scores", "predictions"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -83,7 +78,7 @@ def _empty(folder: Path) -> None:
 
 
 def remove_report(folder: Path) -> None:
-    """Remove tables, plots, pictures and page, which tell of scores that are there no more."""
+    """Remove tables, plots, pictures and the page, which show scores that are no longer there."""
     for name in ("plots", "montages"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("table.md", "table.tex", "report.html"):
@@ -91,46 +86,49 @@ def remove_report(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What came of a case with a subset.
+class Outcome:
+    """The raw scores of a case with a subset, or why there are none.
 
     Attributes:
-        scores: by label; none where the case itself lacks a modality of the subset.
-        problem: why it could not be scored; "" where nothing went wrong.
+        scores: by label; empty where the case itself lacks a modality of the subset.
+        problem: why the case could not be scored; "" where nothing went wrong.
     """
 
     scores: Mapping[str, RawScores]
     problem: str = ""
 
 
-def write_record(folder: Path, case: EvaluationCase, subset: str, record: Record) -> None:
-    """Write what came of a case with a subset, in one step."""
-    path = score_path(folder, case.name, subset)
+def write_outcome(folder: Path, case: EvaluationCase, subset: str, outcome: Outcome) -> None:
+    """Write the outcome of a case with a subset, in one step."""
+    path = _outcome_path(folder, case, subset)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scores = {name: score.to_json() for name, score in record.scores.items()}
-    content = {"files": case.fingerprint, "fold": case.fold, "problem": record.problem, "scores": scores}
-    write_json(path, content)
+    scores = {name: score.to_json() for name, score in outcome.scores.items()}
+    write_json(path, {"files": case.fingerprint, "fold": case.fold, "problem": outcome.problem, "scores": scores})
 
 
-def read_record(folder: Path, case: EvaluationCase, subset: str) -> Record | None:
-    """Return what came of a case with a subset; None where nothing whole has yet, or its files have changed since."""
-    path = score_path(folder, case.name, subset)
+def read_outcome(folder: Path, case: EvaluationCase, subset: str) -> Outcome | None:
+    """Return the outcome of a case with a subset; None where it was not written, or the case's files changed since."""
+    path = _outcome_path(folder, case, subset)
     if file_problem(path):
         return None
     content = read_json(path)
     if content["files"] != case.fingerprint or content["fold"] != case.fold:
         return None
     scores = {name: RawScores.from_json(entries) for name, entries in content["scores"].items()}
-    return Record(scores, content["problem"])
+    return Outcome(scores, content["problem"])
 
 
-def tidy(
-    records: Mapping[tuple[EvaluationCase, str], Record], subsets: Mapping[str, Subset], empty: str
+def _outcome_path(folder: Path, case: EvaluationCase, subset: str) -> Path:
+    return folder / "scores" / folder_name(subset) / f"{case.name}.json"
+
+
+def score_table(
+    outcomes: Mapping[tuple[EvaluationCase, str], Outcome], subsets: Mapping[str, Subset], empty: str
 ) -> pd.DataFrame:
-    """Return the tidy table (columns `COLUMNS`).
+    """Return the scores with a row for each case, subset and label; columns `COLUMNS`.
 
     Args:
-        records: by case and subset.
+        outcomes: by case and name of the subset.
         subsets: by name.
         empty: the convention for empty labels.
     """
@@ -143,15 +141,40 @@ def tidy(
             "label": label,
             **score.row(empty),
         }
-        for (case, subset), record in records.items()
-        for label, score in record.scores.items()
+        for (case, subset), outcome in outcomes.items()
+        for label, score in outcome.scores.items()
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
-    """Write `subsets.csv` and, last, `summary.json` with the figures; return the evaluation as it lies there."""
+    """Write `subsets.csv` and, last, `summary.json`; return the evaluation with its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SCORES_NAME, evaluation.scores.to_csv(index=False))
-    write_json(folder / SUMMARY_NAME, {**evaluation.settings, "figures": figures_of(evaluation)})
+    summary: Summary = {**evaluation.settings, "figures": summary_tables(evaluation)}
+    write_json(folder / SUMMARY_NAME, summary)
     return dataclasses.replace(evaluation, folder=folder)
+
+
+def read_evaluation(folder: str | Path) -> Evaluation:
+    """Read what `unimrseg evaluate` wrote.
+
+    Raises:
+        UserError: when the folder holds no finished evaluation, or one of another format.
+    """
+    folder = Path(folder)
+    if not (folder / SUMMARY_NAME).is_file() or not (folder / SCORES_NAME).is_file():
+        raise UserError(
+            f"{folder} holds no finished evaluation: {SUMMARY_NAME} and {SCORES_NAME} are not both there. Make it "
+            "with `unimrseg evaluate`; running the same command again goes on where it stopped."
+        )
+    summary = read_json(folder / SUMMARY_NAME)
+    if summary.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / SUMMARY_NAME} is no evaluation of format {FORMAT} (found {summary.get('format')!r}). Make it "
+            "anew with this version of `unimrseg evaluate`."
+        )
+    text = {"case": str, "fold": str, "subset": str, "label": str}
+    scores = pd.read_csv(folder / SCORES_NAME, dtype=text, keep_default_na=False, na_values=[""])
+    summary.pop("figures", None)
+    return Evaluation(cast(Settings, summary), scores, folder)

@@ -1,12 +1,12 @@
-"""Evaluations stored in the checkpoints that they are about, so that they travel with them and cannot outlive them.
+"""The evaluations that a checkpoint holds of its own weights: they travel with the weights and end with them.
 
-A checkpoint holds them under a key of their own, which nnU-Net ignores when it predicts, exports or continues training;
-what continued training writes is without it. Stored are, for each case, subset and label, Dice and HD95, in plain
-Python types; one evaluation for each kind and set of folds.
+nnU-Net ignores the key that they lie under when it predicts, exports or continues training; the checkpoints of a
+continued training lack it. A checkpoint holds Dice and HD95 of each case, subset and label, in plain Python types, and
+one evaluation for each kind and set of folds:
 
 - A *validation* evaluation is about the validation cases of one fold, predicted by that fold alone.
-- An *external* one is about cases given by the user, predicted by one or several folds together; each of these folds'
-  checkpoints holds it.
+- An *external* evaluation is about cases given by the user, predicted by one or several folds together. The checkpoint
+  of each of these folds holds it.
 """
 
 from __future__ import annotations
@@ -23,39 +23,46 @@ import pandas as pd
 import torch
 
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
+from nnunetv2_unimrseg.evaluation.evaluation import (
+    EXTERNAL,
+    VALIDATION,
+    ConventionsEntry,
+    Evaluation,
+    PredictionEntry,
+    SubsetEntry,
+)
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, weights_sha256
 from nnunetv2_unimrseg.utils.files import whole_file
 from nnunetv2_unimrseg.utils.hardware import device_option
 
 KEY = "unimrseg_evaluation"
-"""Of the checkpoint's dictionary."""
+"""The key of the evaluations in a checkpoint."""
 
 FORMAT = 1
-VALIDATION, EXTERNAL = "validation", "external"
 
-_NAMES, _FIGURES = ("case", "fold", "subset", "label"), ("dice", "hd95_mm")
-_SETTINGS = ("modalities", "labels", "subsets", "conventions", "prediction", "versions")
+_NAMES, _METRICS = ("case", "fold", "subset", "label"), ("dice", "hd95_mm")
 _MUST_AGREE = ("modalities", "labels", "conventions", "conditions")
 
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """What a checkpoint holds of one evaluation; attributes as in `Evaluation.settings` where named alike.
+    """What a checkpoint holds of one evaluation, under the names of these attributes.
 
     Attributes:
         kind: `VALIDATION` or `EXTERNAL`.
         weights_sha256: of every fold that predicted, by fold.
-        scores: columns `case`, `fold`, `subset`, `label`, `dice` (0 to 1), `hd95_mm`; NaN where undefined.
+        modalities, labels, subsets, conventions, prediction, versions: as in `evaluation.Settings`.
+        scores: columns `case`, `fold`, `subset`, `label`, `dice` (0 to 1), `hd95_mm`; NaN where undefined. The
+            checkpoint holds a list for each column.
     """
 
     kind: str
     weights_sha256: dict[str, str]
     modalities: list[str]
     labels: list[str]
-    subsets: list[dict[str, Any]]
-    conventions: dict[str, Any]
-    prediction: dict[str, Any]
+    subsets: list[SubsetEntry]
+    conventions: ConventionsEntry
+    prediction: PredictionEntry
     versions: dict[str, str]
     scores: pd.DataFrame
 
@@ -66,7 +73,7 @@ class StoredEvaluation:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """How was predicted, where that changes the result."""
+        """The settings of the prediction that change its result."""
         return {name: self.prediction.get(name) for name in ("mirroring", "step_size")}
 
     @property
@@ -88,7 +95,7 @@ class StoredEvaluation:
 
 @dataclass(frozen=True)
 class FoldEvaluations:
-    """What the checkpoint of one fold holds; `note` says what of it cannot be used."""
+    """The evaluations in the checkpoint of one fold; `note` says why those that it holds cannot be used."""
 
     fold: str
     weights_sha256: str
@@ -99,28 +106,28 @@ class FoldEvaluations:
 def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: str) -> str | None:
     """Store an evaluation in the checkpoint of a fold.
 
-    Of a validation evaluation, the fold's own cases are stored; of an external one, all. It takes the place of one of
-    the same kind and folds, unless that has all its cases and subsets and more, and does not contradict it. All else
-    in the file stays as it is, and whatever fails, the file does.
+    Only the fold's own cases of a validation evaluation are stored, and all cases of an external one. The evaluation
+    replaces a stored one of the same kind and folds, unless the stored one has all of its cases and subsets and more,
+    and does not contradict it. Everything else in the file stays as it is; after any error the file is unchanged.
 
     Returns:
-        None when it was stored; otherwise a sentence that says why not.
+        None when it was stored, otherwise a sentence that says why not.
 
     Raises:
         UserError: when the checkpoint cannot be read or written, or its weights are not those that were evaluated.
     """
     path = Path(checkpoint_path).resolve()
-    new = _of_fold(evaluation, fold)
+    new = _select_fold(evaluation, fold)
     if new.scores.empty:
         return f"No case of fold {fold} was scored, so there is nothing to store in {path}."
-    before = _state(path)
+    before = _file_state(path)
     checkpoint = read_checkpoint(path)
     if weights_sha256(checkpoint["network_weights"]) != new.weights_sha256[fold]:
         raise UserError(
             f"The weights in {path} changed since it was evaluated, so the evaluation was not stored in it. Evaluate "
             f"again: `{evaluate_command(checkpoint, path, new.folds)}`."
         )
-    current = [one for one in _readable(checkpoint) if one.weights_sha256.get(fold) == new.weights_sha256[fold]]
+    current = [one for one in _decode(checkpoint) if one.weights_sha256.get(fold) == new.weights_sha256[fold]]
     same = next((one for one in current if one.kind == new.kind and set(one.folds) == set(new.folds)), None)
     if same is not None and same.pairs > new.pairs and not _contradict(same, new):
         return (
@@ -128,61 +135,72 @@ def store_evaluation(checkpoint_path: str | Path, evaluation: Evaluation, fold: 
             f"subset of this one, and {len(same.pairs) - len(new.pairs)} more."
         )
     kept = [one for one in current if one is not same]
-    checkpoint[KEY] = {"format": FORMAT, "evaluations": [_plain(one) for one in (*kept, new)]}
+    checkpoint[KEY] = {"format": FORMAT, "evaluations": [_encode(one) for one in (*kept, new)]}
     _write(checkpoint, path, before)
     return None
 
 
 def _contradict(stored: StoredEvaluation, new: StoredEvaluation) -> bool:
-    """Whether both were made alike and yet say otherwise of a case and subset: its reference was corrected since."""
+    """Whether both were made alike and yet differ in a score, as after a reference was corrected."""
     if stored.labels != new.labels:
         return True
     if stored.conventions != new.conventions or stored.conditions != new.conditions:
         return False
     both = stored.scores.merge(new.scores, on=["case", "subset", "label"])
     return not all(
-        np.allclose(both[f"{figure}_x"].astype(float), both[f"{figure}_y"].astype(float), equal_nan=True)
-        for figure in _FIGURES
+        np.allclose(both[f"{metric}_x"].astype(float), both[f"{metric}_y"].astype(float), equal_nan=True)
+        for metric in _METRICS
     )
 
 
-def _of_fold(evaluation: Evaluation, fold: str) -> StoredEvaluation:
+def _select_fold(evaluation: Evaluation, fold: str) -> StoredEvaluation:
+    """Return what the checkpoint of a fold is to hold of an evaluation."""
     settings, scores = evaluation.settings, evaluation.scores
     hashes = settings["model"]["weights_sha256"]
-    if settings["kind"] == VALIDATION:
+    validation = settings["kind"] == VALIDATION
+    if validation:
         scores, hashes = scores[scores["fold"].astype(str) == fold], {fold: hashes[fold]}
-    scores = scores.assign(fold=fold if settings["kind"] == VALIDATION else "")[[*_NAMES, *_FIGURES]]
-    return StoredEvaluation(settings["kind"], dict(hashes), *(settings[name] for name in _SETTINGS), scores=scores)
+    return StoredEvaluation(
+        kind=settings["kind"],
+        weights_sha256=dict(hashes),
+        modalities=settings["modalities"],
+        labels=settings["labels"],
+        subsets=settings["subsets"],
+        conventions=settings["conventions"],
+        prediction=settings["prediction"],
+        versions=settings["versions"],
+        scores=scores.assign(fold=fold if validation else "")[[*_NAMES, *_METRICS]],
+    )
 
 
-def _plain(evaluation: StoredEvaluation) -> dict[str, Any]:
-    """Return it in plain Python types, each name once in memory so that pickle writes it once."""
-    settings = {name: getattr(evaluation, name) for name in ("kind", "weights_sha256", *_SETTINGS)}
+def _encode(evaluation: StoredEvaluation) -> dict[str, Any]:
+    """Return the content of a checkpoint; equal names are one object, so that pickle writes each name once."""
+    settings = {name: value for name, value in vars(evaluation).items() if name != "scores"}
     scores = evaluation.scores
     names = {name: [sys.intern(str(value)) for value in scores[name]] for name in _NAMES}
-    figures = {name: scores[name].astype(float).tolist() for name in _FIGURES}
-    return {**json.loads(json.dumps(settings)), "scores": {**names, **figures}}
+    metrics = {name: scores[name].astype(float).tolist() for name in _METRICS}
+    return {**json.loads(json.dumps(settings)), "scores": {**names, **metrics}}
 
 
-def _readable(checkpoint: Mapping[str, Any]) -> list[StoredEvaluation]:
+def _decode(checkpoint: Mapping[str, Any]) -> list[StoredEvaluation]:
     stored = checkpoint.get(KEY)
     if not isinstance(stored, Mapping) or stored.get("format") != FORMAT:
         return []
     return [StoredEvaluation(**{**one, "scores": pd.DataFrame(one["scores"])}) for one in stored["evaluations"]]
 
 
-def _state(path: Path) -> tuple[int, int] | None:
+def _file_state(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
 
 
 def _write(checkpoint: Mapping[str, Any], path: Path, before: tuple[int, int] | None) -> None:
-    """Write a checkpoint beside the one that was read from `path`, then put it in its place."""
+    """Replace the checkpoint at `path`, unless the file there is no longer the one that was read."""
     changed = False
     try:
         with whole_file(path, failures=(RuntimeError,)) as temporary:
             with temporary.open("wb") as file:  # opened here, so that the reason is the file system's own
                 torch.save(checkpoint, file)
-            changed = _state(path) != before
+            changed = _file_state(path) != before
             if changed:
                 raise UserError(
                     f"{path} was changed by another process meanwhile; the evaluation was not stored in it."
@@ -208,7 +226,7 @@ def read_stored_evaluations(checkpoint: Mapping[str, Any], path: Path) -> FoldEv
         UserError: when the weights are not those that were evaluated.
     """
     fold, digest = path.parent.name.removeprefix("fold_"), weights_sha256(checkpoint["network_weights"])
-    evaluations = _readable(checkpoint)
+    evaluations = _decode(checkpoint)
     if KEY in checkpoint and not evaluations:
         note = f"{path} holds an evaluation that another version of nnunetv2-unimrseg wrote; this one cannot read it"
         return FoldEvaluations(fold, digest, note=note)
@@ -241,14 +259,15 @@ def evaluate_command(checkpoint: Mapping[str, Any], path: Path, folds: Sequence[
     return " ".join(words) + device_option()
 
 
-def pooled(folds: Sequence[FoldEvaluations]) -> tuple[StoredEvaluation | None, str]:
-    """Make one evaluation of what the folds of a model hold.
+def combine_folds(folds: Sequence[FoldEvaluations]) -> tuple[StoredEvaluation | None, str]:
+    """Make one evaluation of a model from those that its folds hold.
 
-    The validation evaluations of all folds together are one; an external one counts if exactly these folds, with the
-    weights that they have now, predicted. Where there are both, the one with more pairs of case and subset is taken.
+    The validation evaluations of all folds together make one. An external evaluation counts if exactly these folds,
+    with the weights that they have now, made its predictions. Of both kinds, the one with more pairs of case and
+    subset is returned.
 
     Returns:
-        The evaluation, or None; and why there is none, in words ("" where there is one).
+        The evaluation, or None; and the reason why there is none ("" where there is one).
     """
     weights = {one.fold: one.weights_sha256 for one in folds}
     candidates = [
@@ -256,15 +275,15 @@ def pooled(folds: Sequence[FoldEvaluations]) -> tuple[StoredEvaluation | None, s
         if one.kind == EXTERNAL and one.weights_sha256 == weights
     ]  # fmt: skip
     by_fold = [next((one for one in fold.evaluations if one.kind == VALIDATION), None) for fold in folds]
-    reason = _why_not_together(folds, by_fold)
+    reason = _why_not_concatenate(folds, by_fold)
     if not reason:
-        candidates.append(_together([one for one in by_fold if one is not None]))
+        candidates.append(_concatenate([one for one in by_fold if one is not None]))
     if candidates:
         return max(candidates, key=lambda one: len(one.scores[["fold", "case", "subset"]].drop_duplicates())), ""
     return None, reason
 
 
-def _why_not_together(folds: Sequence[FoldEvaluations], by_fold: Sequence[StoredEvaluation | None]) -> str:
+def _why_not_concatenate(folds: Sequence[FoldEvaluations], by_fold: Sequence[StoredEvaluation | None]) -> str:
     notes = [fold.note for fold in folds if fold.note]
     without = [fold.fold for fold, found in zip(folds, by_fold, strict=True) if found is None]
     if notes:
@@ -281,7 +300,7 @@ def _why_not_together(folds: Sequence[FoldEvaluations], by_fold: Sequence[Stored
     return ""
 
 
-def _together(evaluations: Sequence[StoredEvaluation]) -> StoredEvaluation:
+def _concatenate(evaluations: Sequence[StoredEvaluation]) -> StoredEvaluation:
     first = evaluations[0]
     subsets = {entry["name"]: entry for one in evaluations for entry in one.subsets}
     return StoredEvaluation(

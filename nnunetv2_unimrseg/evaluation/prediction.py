@@ -31,7 +31,7 @@ from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Subset
-from nnunetv2_unimrseg.utils.threads import in_background
+from nnunetv2_unimrseg.utils.threads import prefetch
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def predict_and_score(
     with tqdm(total=total, initial=done, desc="Evaluating", disable=not options.show_progress) as progress:
         for folds in dict.fromkeys(case.fold for case, names in to_do.items() if names):
             predictor = _load_predictor(model_folder, folds.split("+"), options)
-            inputs = in_background(
+            inputs = prefetch(
                 [
                     partial(_prepare, predictor, case, {name: subsets[name] for name in names})
                     for case, names in to_do.items()

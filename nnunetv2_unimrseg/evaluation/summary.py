@@ -1,4 +1,4 @@
-"""The figures of an evaluation: means over cases, over subsets, by number of modalities; what adding one changes."""
+"""Means of the scores over cases, over subsets and by number of modalities; what adding a modality changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 
 MEAN_LABEL = "mean"
-"""Stands for the mean over the labels, where there are several."""
+"""The name of the mean over the labels, where there are several."""
 
 ALL, INCOMPLETE = "all", "incomplete"
 
@@ -34,7 +34,7 @@ def by_subset(evaluation: Evaluation) -> pd.DataFrame:
         absolute_volume_difference_ml=scores["volume_difference_ml"].abs(),
         failed=(scores["dice"] < FAILURE_DICE).where(scores["dice"].notna()).astype(float),
     )
-    figures = scores.groupby(["subset", "num_modalities", "label"], sort=False).agg(
+    means = scores.groupby(["subset", "num_modalities", "label"], sort=False).agg(
         n=("dice", "count"),
         dice=("dice", "mean"),
         dice_sd=("dice", lambda values: values.std(ddof=0)),
@@ -44,12 +44,12 @@ def by_subset(evaluation: Evaluation) -> pd.DataFrame:
         absolute_volume_difference_ml=("absolute_volume_difference_ml", "mean"),
         failure_rate=("failed", "mean"),
     )
-    figures = figures.reset_index()
+    means = means.reset_index()
     if len(evaluation.labels) > 1:
-        over_labels = figures.groupby(["subset", "num_modalities"], sort=False).mean(numeric_only=True).reset_index()
-        over_labels["n"] = figures.groupby("subset", sort=False)["n"].max().to_numpy()
-        figures = pd.concat([figures, over_labels.assign(label=MEAN_LABEL)], ignore_index=True)
-    return _in_order(figures, evaluation)
+        over_labels = means.groupby(["subset", "num_modalities"], sort=False).mean(numeric_only=True).reset_index()
+        over_labels["n"] = means.groupby("subset", sort=False)["n"].max().to_numpy()
+        means = pd.concat([means, over_labels.assign(label=MEAN_LABEL)], ignore_index=True)
+    return _in_order(means, evaluation)
 
 
 def labels_with_mean(evaluation: Evaluation) -> list[str]:
@@ -62,54 +62,54 @@ def headline_label(evaluation: Evaluation) -> str:
     return labels_with_mean(evaluation)[-1]
 
 
-def _in_order(figures: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
+def _in_order(means: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
     subsets = {name: number for number, name in enumerate(evaluation.subsets)}
     labels = {name: number for number, name in enumerate(labels_with_mean(evaluation))}
-    keys = pd.DataFrame({"subset": figures["subset"].map(subsets), "label": figures["label"].map(labels)})
-    return figures.loc[keys.sort_values(["subset", "label"]).index].reset_index(drop=True)
+    keys = pd.DataFrame({"subset": means["subset"].map(subsets), "label": means["label"].map(labels)})
+    return means.loc[keys.sort_values(["subset", "label"]).index].reset_index(drop=True)
 
 
-def over_subsets(evaluation: Evaluation, figures: pd.DataFrame) -> pd.DataFrame:
+def over_subsets(evaluation: Evaluation, means: pd.DataFrame) -> pd.DataFrame:
     """Average over the subsets, each counting once.
 
     Args:
         evaluation: for its subsets.
-        figures: what `by_subset` returns.
+        means: what `by_subset` returns.
 
     Returns:
         Rows group (`ALL`, `INCOMPLETE`) x label; columns `group`, `label`, `num_subsets`, and mean and population
-        standard deviation over the subsets of each figure: `dice`, `dice_sd`, `hd95_mm`, `hd95_mm_sd`, ...
+        standard deviation over the subsets of each metric: `dice`, `dice_sd`, `hd95_mm`, `hd95_mm_sd`, ...
     """
     names = list(evaluation.subsets)
     groups = {ALL: names, INCOMPLETE: [name for name in names if name != evaluation.complete]}
     rows = [
         {"group": group, **_spread(rows, label)}
         for group, members in groups.items()
-        for label, rows in figures[figures["subset"].isin(members)].groupby("label", sort=False)
+        for label, rows in means[means["subset"].isin(members)].groupby("label", sort=False)
     ]
     return pd.DataFrame(rows)
 
 
-def by_number(figures: pd.DataFrame) -> pd.DataFrame:
+def by_number(means: pd.DataFrame) -> pd.DataFrame:
     """Average over the subsets of one size: rows `num_modalities` x label, columns as `over_subsets`."""
     rows = [
         {"num_modalities": int(number), **_spread(group, label)}
-        for (number, label), group in figures.groupby(["num_modalities", "label"], sort=False)
+        for (number, label), group in means.groupby(["num_modalities", "label"], sort=False)
     ]
     return pd.DataFrame(rows)
 
 
 def _spread(rows: pd.DataFrame, label: str) -> dict[str, Any]:
     spread: dict[str, Any] = {"label": label, "num_subsets": len(rows)}
-    for figure in ("dice", "hd95_mm", "asd_mm", "absolute_volume_difference_ml", "failure_rate"):
-        spread[figure] = rows[figure].mean()
-        spread[f"{figure}_sd"] = rows[figure].std(ddof=0)
+    for metric in ("dice", "hd95_mm", "asd_mm", "absolute_volume_difference_ml", "failure_rate"):
+        spread[metric] = rows[metric].mean()
+        spread[f"{metric}_sd"] = rows[metric].std(ddof=0)
     return spread
 
 
 @lru_cache(maxsize=2)
 def adding_modalities(evaluation: Evaluation) -> pd.DataFrame:
-    """Say what adding one modality to a subset does to Dice, for every pair of subsets that were evaluated.
+    """Compare the Dice of each subset with that of the same subset and one modality more, where both were evaluated.
 
     Only cases with a defined Dice in both subsets count.
 
@@ -151,8 +151,8 @@ def _changes(before: np.ndarray, after: np.ndarray, labels: Sequence[str]) -> li
     if len(labels) > 1 and rows:
         counts = known.sum(axis=0)
         of_cases = [np.where(known, dice, 0).sum(axis=0)[counts > 0] / counts[counts > 0] for dice in (before, after)]
-        means = {key: float(np.mean([row[key] for row in rows])) for key in ("dice_before", "dice_after", "change")}
-        rows.append({**_change(MEAN_LABEL, *of_cases), **means})
+        averages = {key: float(np.mean([row[key] for row in rows])) for key in ("dice_before", "dice_after", "change")}
+        rows.append({**_change(MEAN_LABEL, *of_cases), **averages})
     return rows
 
 
@@ -169,7 +169,7 @@ def _change(label: str, before: np.ndarray, after: np.ndarray) -> dict[str, Any]
 
 
 def monotonicity(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFrame:
-    """Count how often, and by how much, adding a modality lowers the mean Dice.
+    """Return how often, and by how much, adding a modality lowers the mean Dice.
 
     Args:
         evaluation: for its labels.
@@ -190,7 +190,7 @@ def monotonicity(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_of_losing(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFrame:
-    """Say what losing each modality costs in Dice.
+    """Return how much Dice is lost with each modality.
 
     Returns:
         Rows modality x label; columns `modality`, `label`, `from_complete` (Dice lost when only this one is missing;
@@ -209,13 +209,13 @@ def cost_of_losing(evaluation: Evaluation, changes: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows, columns=["modality", "label", "from_complete", "mean", "pairs"])
 
 
-def figures_of(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+def summary_tables(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     """Return every table of this module as JSON records; what is undefined is None."""
-    figures, changes = by_subset(evaluation), adding_modalities(evaluation)
+    means, changes = by_subset(evaluation), adding_modalities(evaluation)
     tables = {
-        "by_subset": figures,
-        "over_subsets": over_subsets(evaluation, figures),
-        "by_number_of_modalities": by_number(figures),
+        "by_subset": means,
+        "over_subsets": over_subsets(evaluation, means),
+        "by_number_of_modalities": by_number(means),
         "monotonicity": monotonicity(evaluation, changes),
         "adding_modalities": changes,
         "cost_of_losing": cost_of_losing(evaluation, changes),
