@@ -15,7 +15,7 @@ from conftest import BIN
 from full_disk import check_whole
 from test_predictor_files import SEQUENTIAL, make_predictor
 
-from nnunetv2_unimrseg.inference.pipeline import export_problem
+from nnunetv2_unimrseg.inference.jobs import export_problem
 
 ENDINGS = (".nii.gz", ".npz", ".pkl")
 
@@ -94,14 +94,13 @@ def test_two_commands_at_once_do_every_case_once(patients, tmp_path):
 
 def test_why_a_case_is_not_done_is_told_only_where_files_are_damaged(alone, tmp_path):
     predictor = make_predictor()
-    reader = predictor.plans_manager.image_reader_writer_class()
     for name in (f"a{ending}" for ending in ENDINGS):
         (tmp_path / name).write_bytes((alone / name).read_bytes())
-    with_probabilities, without = (predictor._setting(wanted) for wanted in (True, False))
+    with_probabilities, without = (predictor._setting(save_probabilities=wanted) for wanted in (True, False))
     output = str(tmp_path / "a")
-    assert export_problem(output, with_probabilities, reader) is None
+    assert export_problem(output, with_probabilities) is None
     (tmp_path / "a.npz").write_bytes((alone / "a.npz").read_bytes()[:-100])
-    assert export_problem(output, with_probabilities, reader).startswith(f"{output}.npz is not whole: ")
-    assert export_problem(output, without, reader) is None
+    assert export_problem(output, with_probabilities).startswith(f"{output}.npz is not whole: ")
+    assert export_problem(output, without) is None
     (tmp_path / "a.nii.gz").unlink()
-    assert export_problem(output, with_probabilities, reader) == "" == export_problem(output, without, reader)
+    assert export_problem(output, with_probabilities) == "" == export_problem(output, without)

@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_unimrseg.data.cases import naming_problems
+from nnunetv2_unimrseg.data.cases import check_cases, find_cases, naming_problems
 from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.utils.files import place_problem, write_json
+from nnunetv2_unimrseg.inference.arrays import Names
+from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.utils.files import file_problem, place_problem, write_json
 from nnunetv2_unimrseg.utils.output_folder import check_output_files, check_output_folder
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 Files = str | os.PathLike | Sequence[Sequence[str | os.PathLike]]
 Outputs = str | os.PathLike | Sequence[str | os.PathLike] | None
+
+PROBABILITIES_ENDING, PROPERTIES_ENDING = ".npz", ".pkl"
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,117 @@ class Job:
     previous: str | None
 
 
-def check_numbers(num_parts: int, part_id: int, processes: tuple[int, int]) -> None:
-    """Check which part of the cases is to be predicted, and with how many processes.
+@dataclass(frozen=True)
+class Setting:
+    """What preprocessing and export need of a predictor, in other processes too.
+
+    Attributes:
+        plans_manager: the model's plans.
+        configuration_manager: the configuration that the model was trained with.
+        dataset_json: content of the model's dataset.json.
+        save_probabilities: whether the class probabilities are written, or returned, too.
+        verbose: whether preprocessing prints shapes.
+    """
+
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict[str, Any]
+    save_probabilities: bool
+    verbose: bool
+
+    @property
+    def file_ending(self) -> str:
+        """The ending of images and segmentations."""
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def modalities(self) -> Modalities:
+        """The modalities that the model was trained with, in channel order."""
+        return Modalities.from_dataset_json(self.dataset_json)
+
+    @property
+    def reader(self) -> BaseReaderWriter:
+        """The reader and writer of images that the plans name."""
+        return self.plans_manager.image_reader_writer_class()
+
+
+def find_jobs(
+    source: Files,
+    output: Outputs,
+    setting: Setting,
+    *,
+    overwrite: bool,
+    previous: str | None,
+    part: slice,
+    chosen: Names | None,
+    show_progress: bool,
+) -> list[tuple[Job, Subset]]:
+    """Find the cases to predict and check them, their files and where they are written to.
+
+    Args:
+        source: a folder, or the files of each case.
+        output: a folder, or a path without file ending for each case, or None.
+        setting: the predictor's.
+        overwrite: whether cases that are done are predicted again.
+        previous: for a cascade, the folder of the previous stage's segmentations.
+        part: which of the cases are to be predicted.
+        chosen: the modalities to use, by name or channel number; None uses all files.
+        show_progress: whether a progress bar is shown.
+
+    Returns:
+        Each case with the subset of the modalities that it has.
 
     Raises:
-        UserError: when one of the numbers is impossible.
+        UserError: one error that lists every problem of every case.
     """
-    if not 0 <= part_id < num_parts:
-        raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
-    if min(processes) < 0:
-        raise UserError(
-            "The numbers of processes for preprocessing (npp) and for export (nps) must be at least 0 (no other "
-            f"processes); they are {processes[0]} and {processes[1]}."
-        )
+    modalities, ending, reader = setting.modalities, setting.file_ending, setting.reader
+    subset = None if chosen is None else modalities.subset(chosen)
+    cases, problems = find_cases(source, modalities, ending, subset)
+    outputs, unwritable = planned_outputs(source, output, cases, ending, complete=not problems)
+    problems += unwritable
+    if previous is not None and isinstance(output, str | os.PathLike):
+        check_output_folder(output, [previous])
+    problems += previous_stage_problems(cases[part], previous, ending, setting.configuration_manager, reader)
+    jobs = [
+        Job(tuple(files), place, previous and os.path.join(previous, case_name(files, ending) + ending))
+        for files, place in list(zip(cases, outputs, strict=True))[part]
+    ]
+    if not overwrite and not problems:
+        jobs = [job for job in jobs if not _is_done(job, setting)]
+    available = check_cases(
+        [job.files for job in jobs],
+        reader,
+        modalities,
+        ending,
+        plans=(setting.plans_manager, setting.configuration_manager),
+        chosen=subset,
+        problems=problems,
+        show_progress=show_progress,
+    )
+    return list(zip(jobs, available, strict=True))
+
+
+def _is_done(job: Job, setting: Setting) -> bool:
+    if job.output is None:
+        return False
+    problem = export_problem(job.output, setting)
+    if problem:
+        print(f"{problem}. It is predicted again.")
+    return problem is None
+
+
+def export_problem(output: str, setting: Setting) -> str | None:
+    """Return why a case is not done: "" where nothing of it is there, what is wrong with its files, or None."""
+    segmentation = Path(output + setting.file_ending)
+    endings = (PROBABILITIES_ENDING, PROPERTIES_ENDING) if setting.save_probabilities else ()
+    files = [segmentation, *(Path(output + ending) for ending in endings)]
+    if not all(file.exists() for file in files):
+        return ""
+    for file in files:
+        problem = segmentation_problem(file, setting.reader) if file == segmentation else file_problem(file)
+        if problem:
+            return f"{file} is not whole: {problem}"
+    return None
 
 
 def planned_outputs(
@@ -118,7 +220,7 @@ def previous_stage_problems(
         )
     if previous is None:
         return []
-    problems = []
+    problems: list[str] = []
     for name in (case_name(files, file_ending) for files in cases):
         path = Path(previous) / f"{name}{file_ending}"
         if not path.is_file():

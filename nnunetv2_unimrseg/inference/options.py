@@ -19,11 +19,11 @@ class InferenceOptions:
         step_size: step of the sliding window, as a share of its size, above 0, at most 1.
         device: where to compute.
         perform_everything_on_device: keep the results of the sliding window on the device.
-        num_threads_preprocessing: cases prepared at a time while the network computes; 0 for none.
-        num_threads_export: results resampled, scored and written at a time meanwhile; 0 for none.
-        num_parts: do every `num_parts`-th case only ...
-        part_id: ... starting with this one.
-        show_progress: progress bars.
+        num_threads_preprocessing: threads that prepare cases while the network computes; 0 for none.
+        num_threads_export: threads that resample, score and write results meanwhile; 0 for none.
+        num_parts: do only every `num_parts`-th case, to divide the cases among several calls.
+        part_id: the number of the first case to do, from 0 to `num_parts` - 1.
+        show_progress: show progress bars.
 
     Raises:
         UserError: when a number is out of range.
@@ -44,15 +44,25 @@ class InferenceOptions:
         object.__setattr__(self, "device", torch.device(self.device))
         if not 0 < self.step_size <= 1:
             raise UserError(f"The step size must be larger than 0 and at most 1; it is {self.step_size}.")
-        if not 0 <= self.part_id < self.num_parts:
-            raise UserError(f"part_id must be from 0 to num_parts - 1 = {self.num_parts - 1}; it is {self.part_id}.")
         threads = self.num_threads_preprocessing, self.num_threads_export
-        if min(threads) < 0:
-            raise UserError(
-                f"The numbers of threads (npp, nps) must be at least 0; they are {threads[0]} and {threads[1]}."
-            )
+        check_numbers(self.num_parts, self.part_id, threads, "threads")
 
     @property
     def part(self) -> slice:
         """Which of the cases this call does."""
         return slice(self.part_id, None, self.num_parts)
+
+
+def check_numbers(num_parts: int, part_id: int, workers: tuple[int, int], unit: str) -> None:
+    """Check which part of the cases is to be done, and with how many processes or threads (`unit`).
+
+    Raises:
+        UserError: when one of the numbers is impossible.
+    """
+    if not 0 <= part_id < num_parts:
+        raise UserError(f"part_id must be from 0 to num_parts - 1 = {num_parts - 1}; it is {part_id}.")
+    if min(workers) < 0:
+        raise UserError(
+            f"The numbers of {unit} for preprocessing (npp) and for export (nps) must be at least 0; they are "
+            f"{workers[0]} and {workers[1]}."
+        )

@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape,
     export_prediction_from_logits,
@@ -23,38 +21,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_unimrseg.data.whole_image import segmentation_problem
-from nnunetv2_unimrseg.inference.jobs import Job
-from nnunetv2_unimrseg.utils.files import file_problem, remove_leftovers, whole_files
+from nnunetv2_unimrseg.inference.jobs import Job, Setting
+from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_files
 from nnunetv2_unimrseg.utils.processes import Workers
-
-PROBABILITIES_ENDING, PROPERTIES_ENDING = ".npz", ".pkl"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What preprocessing and export need of a predictor, in other processes too.
-
-    Attributes:
-        plans_manager: nnU-Net's, like the two that follow.
-        configuration_manager: of the configuration that predicts.
-        dataset_json: of the model.
-        save_probabilities: whether the class probabilities are written, or returned, too.
-        verbose: whether preprocessing prints shapes.
-    """
-
-    plans_manager: PlansManager
-    configuration_manager: ConfigurationManager
-    dataset_json: dict[str, Any]
-    save_probabilities: bool
-    verbose: bool
-
-    @property
-    def file_ending(self) -> str:
-        """The ending of images and segmentations."""
-        return self.dataset_json["file_ending"]
 
 
 def predict_jobs(
@@ -162,17 +132,3 @@ def export(logits: np.ndarray, properties: dict, setting: Setting, output: str |
     path = Path(output)
     with whole_files(path.parent, failures=(RuntimeError,)) as folder:
         write(str(folder / path.name), True)
-
-
-def export_problem(output: str, setting: Setting, reader: BaseReaderWriter) -> str | None:
-    """Return why a case is not done: "" where nothing of it is there, what is wrong with its files, or None."""
-    segmentation = Path(output + setting.file_ending)
-    endings = (PROBABILITIES_ENDING, PROPERTIES_ENDING) if setting.save_probabilities else ()
-    files = [segmentation, *(Path(output + ending) for ending in endings)]
-    if not all(file.exists() for file in files):
-        return ""
-    for file in files:
-        problem = segmentation_problem(file, reader) if file == segmentation else file_problem(file)
-        if problem:
-            return f"{file} is not whole: {problem}"
-    return None

@@ -15,9 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_unimrseg.data.cases import (
-    check_cases,
     describe_availability,
-    find_cases,
     print_availability,
     write_availability,
 )
@@ -26,20 +24,13 @@ from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.arrays import Names, as_list, check_properties, scatter
-from nnunetv2_unimrseg.inference.jobs import (
-    Files,
-    Job,
-    check_numbers,
-    planned_outputs,
-    previous_stage_problems,
-    record_call,
-)
-from nnunetv2_unimrseg.inference.pipeline import Setting, export_problem, predict_jobs
+from nnunetv2_unimrseg.inference.jobs import Files, Job, Setting, find_jobs, record_call
+from nnunetv2_unimrseg.inference.options import check_numbers
+from nnunetv2_unimrseg.inference.pipeline import predict_jobs
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
-from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, build_trained_network, segmentation_checkpoints
-from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 
 BeforePredicting = Callable[[Path | None, Mapping[str, Mapping[str, Sequence[str]]]], None]
 """Takes an output folder and, by name of the case, its modalities: `{"available": [...], "missing": [...]}`."""
@@ -153,9 +144,13 @@ class UniMRSegPredictor(nnUNetPredictor):
     @property
     def modalities(self) -> Modalities:
         """The modalities that the model was trained with, in channel order."""
+        return self._setting(save_probabilities=False).modalities
+
+    def _setting(self, *, save_probabilities: bool) -> Setting:
         if self.dataset_json is None:
             raise UserError("No model is loaded. Call initialize_from_trained_model_folder first.")
-        return Modalities.from_dataset_json(self.dataset_json)
+        managers = self.plans_manager, self.configuration_manager
+        return Setting(*managers, self.dataset_json, save_probabilities, self.verbose_preprocessing)
 
     def predict_from_files(
         self,
@@ -179,37 +174,40 @@ class UniMRSegPredictor(nnUNetPredictor):
                 positional; otherwise the `_XXXX` suffix says which channel a file is.
             output_folder_or_list_of_truncated_output_files: a folder, or a path without file ending for each case, or
                 None to return the segmentations.
-            save_probabilities: as in nnU-Net, like all that follows.
-            overwrite: False leaves out cases that are done: whose files are there and whole.
+            save_probabilities: also write, or return, the class probabilities (0 to 1).
+            overwrite: False leaves out the cases whose files are there and whole.
             num_processes_preprocessing: 0 preprocesses in this process.
             num_processes_segmentation_export: 0 exports in this process.
-            folder_with_segs_from_prev_stage: for a cascade.
-            num_parts: predict every `num_parts`-th case only ...
-            part_id: ... starting with this one.
+            folder_with_segs_from_prev_stage: the segmentations of a cascade's previous stage; None without a cascade.
+            num_parts: predict only every `num_parts`-th case, to divide the cases among several calls.
+            part_id: the number of the first case to predict, from 0 to `num_parts` - 1.
             modalities: use only these, by name or channel number; None uses every file.
             before_predicting: called once for each output folder (None: nothing is written), after all checks, with
                 the modalities of its cases; None prints them.
 
         Returns:
-            An entry for each case that was predicted: None, or what was not written: the segmentation, with
-            `save_probabilities` a pair of it and the probabilities.
+            An entry for each case that was predicted: None where it was written, otherwise its segmentation, or with
+            `save_probabilities` the pair of segmentation and probabilities.
 
         Raises:
-            UserError: one error that lists every problem of every case; then nothing was computed or written. And
-                when something cannot be written whole; then what was finished before stays.
+            UserError: one error that lists every problem of every case, before anything is computed or written; and
+                when a segmentation cannot be written whole, while those that were finished before stay.
         """
         processes = num_processes_preprocessing, num_processes_segmentation_export
-        check_numbers(num_parts, part_id, processes)
-        jobs = self._checked_jobs(
+        check_numbers(num_parts, part_id, processes, "processes")
+        setting = self._setting(save_probabilities=save_probabilities)
+        found = find_jobs(
             list_of_lists_or_source_folder,
             output_folder_or_list_of_truncated_output_files,
-            save_probabilities=save_probabilities,
+            setting,
             overwrite=overwrite,
             previous=folder_with_segs_from_prev_stage,
             part=slice(part_id, None, num_parts),
             chosen=modalities,
-            before_predicting=before_predicting or _print_availability,
+            show_progress=self.allow_tqdm,
         )
+        jobs = [job for job, _ in found]
+        self._report(found, before_predicting or _print_availability)
         if jobs and output_folder_or_list_of_truncated_output_files is not None:
             record_call(
                 output_folder_or_list_of_truncated_output_files,
@@ -231,7 +229,7 @@ class UniMRSegPredictor(nnUNetPredictor):
         return predict_jobs(
             self,
             jobs,
-            self._setting(save_probabilities),
+            setting,
             num_processes_preprocessing=num_processes_preprocessing,
             num_processes_export=num_processes_segmentation_export,
         )
@@ -258,63 +256,9 @@ class UniMRSegPredictor(nnUNetPredictor):
             modalities=modalities,
         )
 
-    def _checked_jobs(
-        self,
-        source: Files,
-        output: str | os.PathLike | Sequence[str] | None,
-        *,
-        save_probabilities: bool,
-        overwrite: bool,
-        previous: str | None,
-        part: slice,
-        chosen: Names | None,
-        before_predicting: BeforePredicting,
-    ) -> list[Job]:
-        """Check all that is to be predicted, report its modalities, and make the output folders."""
-        modalities, ending = self.modalities, self.dataset_json["file_ending"]
-        reader = self.plans_manager.image_reader_writer_class()
-        subset = None if chosen is None else modalities.subset(chosen)
-        cases, problems = find_cases(source, modalities, ending, subset)
-        outputs, unwritable = planned_outputs(source, output, cases, ending, complete=not problems)
-        problems += unwritable
-        if previous is not None and isinstance(output, str | os.PathLike):
-            check_output_folder(output, [previous])
-        problems += previous_stage_problems(cases[part], previous, ending, self.configuration_manager, reader)
-        selected = [
-            Job(tuple(files), place, previous and os.path.join(previous, case_name(files, ending) + ending))
-            for files, place in list(zip(cases, outputs, strict=True))[part]
-        ]
-        if not overwrite and not problems:
-            selected = [job for job in selected if not self._is_done(job, save_probabilities)]
-        available = check_cases(
-            [job.files for job in selected],
-            reader,
-            modalities,
-            ending,
-            plans=(self.plans_manager, self.configuration_manager),
-            chosen=subset,
-            problems=problems,
-            show_progress=self.allow_tqdm,
-        )
-        self._report(selected, available, before_predicting)
-        return selected
-
-    def _setting(self, save_probabilities: bool) -> Setting:
-        managers = self.plans_manager, self.configuration_manager
-        return Setting(*managers, self.dataset_json, save_probabilities, self.verbose_preprocessing)
-
-    def _is_done(self, job: Job, save_probabilities: bool) -> bool:
-        if job.output is None:
-            return False
-        setting = self._setting(save_probabilities)
-        problem = export_problem(job.output, setting, self.plans_manager.image_reader_writer_class())
-        if problem:
-            print(f"{problem}. It is predicted again.")
-        return problem is None
-
-    def _report(self, jobs: Sequence[Job], available: Sequence[tuple], before_predicting: BeforePredicting) -> None:
+    def _report(self, jobs: Sequence[tuple[Job, Subset]], before_predicting: BeforePredicting) -> None:
         folders: dict[Path | None, dict[str, Any]] = {}
-        for job, subset in zip(jobs, available, strict=True):
+        for job, subset in jobs:
             name = case_name(job.files, self.dataset_json["file_ending"])
             folder, name = (None, name) if job.output is None else (Path(job.output).parent, Path(job.output).name)
             folders.setdefault(folder, {})[name] = describe_availability(subset, self.modalities)
@@ -339,14 +283,19 @@ class UniMRSegPredictor(nnUNetPredictor):
         """Segment raw arrays; see `predict_single_npy_array`.
 
         Args:
-            image_or_list_of_images: as in nnU-Net, like all others.
-            segs_from_prev_stage_or_list_of_segs_from_prev_stage: see above.
-            properties_or_list_of_properties: see above.
-            truncated_ofname: see above.
-            num_processes: see above.
-            save_probabilities: see above.
-            num_processes_segmentation_export: see above.
+            image_or_list_of_images: the images, each as `predict_single_npy_array` takes it.
+            segs_from_prev_stage_or_list_of_segs_from_prev_stage: for a cascade, the segmentation of each image by the
+                previous stage, (1, X, Y, Z); None without a cascade.
+            properties_or_list_of_properties: the properties of each image.
+            truncated_ofname: the path to write each segmentation to, without file ending; None returns them.
+            num_processes: processes that preprocess.
+            save_probabilities: also write, or return, the class probabilities (0 to 1).
+            num_processes_segmentation_export: processes that export.
             available: the modalities that are there, the same for all images, or one such list for each image.
+
+        Raises:
+            UserError: as `predict_single_npy_array`, and for another number of properties, outputs or lists of
+                modalities than of images.
         """
         images, properties = as_list(image_or_list_of_images), as_list(properties_or_list_of_properties)
         outputs = as_list(truncated_ofname)
@@ -387,9 +336,9 @@ class UniMRSegPredictor(nnUNetPredictor):
         Args:
             input_image: all C channels, (C, X, Y, Z), or only those named in `available`, in that order.
             image_properties: as the plans' reader returns them; `spacing` is needed.
-            segmentation_previous_stage: as in nnU-Net, like all that follows.
-            output_file_truncated: see above.
-            save_or_return_probabilities: see above.
+            segmentation_previous_stage: for a cascade, the previous stage's segmentation, (1, X, Y, Z).
+            output_file_truncated: the path to write the segmentation to, without file ending; None returns it.
+            save_or_return_probabilities: also write, or return, the class probabilities (0 to 1).
             available: the modalities that are there, by name or channel number; other channels are left out. None:
                 all but those of one constant intensity.
 
