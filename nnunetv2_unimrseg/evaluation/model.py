@@ -32,7 +32,7 @@ class Model:
 
     Attributes:
         folder: holds `fold_X`.
-        checkpoints: the file of each fold, by the fold's name.
+        checkpoints: path and content of each fold's file, by the fold's name (see `segmentation_checkpoints`).
         plans, dataset_json: as they lie in the folder.
         configuration: name of the plans' configuration.
         knows_missing: whether it was made for missing modalities.
@@ -40,7 +40,7 @@ class Model:
     """
 
     folder: Path
-    checkpoints: dict[str, Path]
+    checkpoints: dict[str, tuple[Path, dict[str, Any]]]
     plans: dict[str, Any]
     dataset_json: dict[str, Any]
     configuration: str
@@ -60,12 +60,10 @@ def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str) -> Mode
         UserError: see `segmentation_checkpoints`; when a label is called as the mean over the labels is; for the
             second stage of a cascade.
     """
-    paths, hashes = {}, {}
-    checkpoints = segmentation_checkpoints(folder, folds, checkpoint_name, any_trainer=True)
-    for fold, (path, checkpoint) in zip(folds, checkpoints, strict=True):
-        paths[fold], hashes[fold] = path, weights_sha256(checkpoint["network_weights"])
-        configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
-        knows_missing = find_section(checkpoint, path) is not None
+    read = segmentation_checkpoints(folder, folds, checkpoint_name, any_trainer=True)
+    checkpoints = dict(zip(folds, read, strict=True))
+    path, first = checkpoints[folds[0]]
+    configuration, knows_missing = first["init_args"]["configuration"], find_section(first, path) is not None
     plans, dataset_json = read_json(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
     if MEAN_LABEL in dataset_json["labels"]:
         raise UserError(
@@ -78,15 +76,17 @@ def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str) -> Mode
         )
     entry: ModelEntry = {
         "dataset": plans["dataset_name"],
-        "trainer": trainer,
+        "trainer": first["trainer_name"],
         "plans": plans["plans_name"],
         "configuration": configuration,
         "folds": list(folds),
         "checkpoint": checkpoint_name,
-        "weights_sha256": hashes,
+        "weights_sha256": {
+            fold: weights_sha256(checkpoint["network_weights"]) for fold, (_, checkpoint) in checkpoints.items()
+        },
         "missing_modalities": KNOWN if knows_missing else ZERO_FILLED,
     }
-    return Model(folder, paths, plans, dataset_json, configuration, knows_missing, entry)
+    return Model(folder, checkpoints, plans, dataset_json, configuration, knows_missing, entry)
 
 
 def label_values(dataset_json: Mapping[str, Any], plans: Mapping[str, Any]) -> dict[str, LabelValue]:

@@ -31,6 +31,7 @@ from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Subset
+from nnunetv2_unimrseg.nnunet.types import ImageProperties
 from nnunetv2_unimrseg.utils.threads import prefetch
 
 
@@ -39,7 +40,7 @@ class _Sample:
     """A case with one subset: the network's input or, once predicted, its logits; and the case's reference."""
 
     tensor: Tensor
-    properties: dict[str, Any]
+    properties: ImageProperties
     reference: np.ndarray
 
 
@@ -48,7 +49,7 @@ _Input = tuple[EvaluationCase, str, _Sample | Outcome]
 
 
 def predict_and_score(
-    model_folder: Path,
+    checkpoints: Mapping[str, tuple[Path, dict[str, Any]]],
     to_do: Mapping[EvaluationCase, Sequence[str]],
     subsets: Mapping[str, Subset],
     folder: Path,
@@ -60,7 +61,7 @@ def predict_and_score(
     that predict together are in memory.
 
     Args:
-        model_folder: holds `fold_X`.
+        checkpoints: path and content of each fold's checkpoint, by the fold's name.
         to_do: names of the subsets to predict, by case; none for a case that is done.
         subsets: by name.
         folder: of the evaluation.
@@ -70,7 +71,7 @@ def predict_and_score(
     done = total - sum(map(len, to_do.values()))
     with tqdm(total=total, initial=done, desc="Evaluating", disable=not options.show_progress) as progress:
         for folds in dict.fromkeys(case.fold for case, names in to_do.items() if names):
-            predictor = _load_predictor(model_folder, folds.split("+"), options)
+            predictor = _load_predictor([checkpoints[fold] for fold in folds.split("+")], options)
             inputs = prefetch(
                 [
                     partial(_prepare, predictor, case, {name: subsets[name] for name in names})
@@ -96,7 +97,7 @@ def is_done(folder: Path, case: EvaluationCase, subset: str, file_ending: str, r
     return problem is None
 
 
-def _load_predictor(model_folder: Path, folds: Sequence[str], options: InferenceOptions) -> UniMRSegPredictor:
+def _load_predictor(checkpoints: Sequence[tuple[Path, dict[str, Any]]], options: InferenceOptions) -> UniMRSegPredictor:
     with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net prints a warning about its default options
         predictor = UniMRSegPredictor(
             tile_step_size=options.step_size,
@@ -105,7 +106,7 @@ def _load_predictor(model_folder: Path, folds: Sequence[str], options: Inference
             device=options.device,
             allow_tqdm=False,
         )
-    predictor.initialize_from_trained_model_folder(str(model_folder), folds, options.checkpoint, zero_fill=True)
+    predictor.initialize_from_checkpoints(checkpoints, zero_fill=True)
     if predictor.device.type == "cpu" and isinstance(predictor.network, MissingModalityUNet):
         volumes = len(predictor.configuration_manager.patch_size) == 3
         predictor.network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
@@ -134,10 +135,10 @@ def _prepare(predictor: UniMRSegPredictor, case: EvaluationCase, subsets: Mappin
             yield case, name, Outcome({}, problem=in_one_line(error))
 
 
-def _read(predictor: UniMRSegPredictor, case: EvaluationCase) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
+def _read(predictor: UniMRSegPredictor, case: EvaluationCase) -> tuple[np.ndarray, ImageProperties, np.ndarray]:
     reader = predictor.plans_manager.image_reader_writer_class()
     read = read_usable_case(case.name, case.files, reader, predictor.modalities, predictor.dataset_json["file_ending"])
-    reference = reader.read_seg(case.label)[0][0]
+    reference: np.ndarray = reader.read_seg(case.label)[0][0]
     if reference.shape != read.image.shape[1:]:
         raise UserError(f"The label {case.label} has the shape {reference.shape}, the images {read.image.shape[1:]}.")
     return read.image, read.properties, reference
