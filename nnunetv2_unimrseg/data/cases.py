@@ -20,8 +20,8 @@ from nnunetv2_unimrseg.data.reading import (
 from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, split_name, why_unusable
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
 from nnunetv2_unimrseg.utils.file_lock import locked
+from nnunetv2_unimrseg.utils.files import read_json, write_json
 from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ AVAILABILITY_NAME = "modalities.json"
 
 
 def find_cases(
-    source: str | os.PathLike | Sequence[Sequence[str | os.PathLike]],
+    source: str | os.PathLike[str] | Sequence[Sequence[str | os.PathLike[str]]],
     modalities: Modalities,
     file_ending: str,
     chosen: Subset | None,
@@ -88,7 +88,7 @@ def _refuse_flat_list(source: Sequence[object], file_ending: str) -> None:
     )
 
 
-def check_input_folder(folder: str | os.PathLike) -> None:
+def check_input_folder(folder: str | os.PathLike[str]) -> None:
     """Check that a folder of scans is there.
 
     Raises:

@@ -202,7 +202,7 @@ def _write_patient(folder: Path, split: str, name: str, patient: Patient, spacin
 def _smooth_field(generator: np.random.Generator, shape: Sequence[int], scale: float) -> np.ndarray:
     """Draw a field of mean 0 and standard deviation 1 that is smooth over `scale` of the volume's edges."""
     field = ndimage.gaussian_filter(generator.normal(size=shape), [scale * size for size in shape], mode="nearest")
-    return (field - field.mean()) / field.std()
+    return np.asarray((field - field.mean()) / field.std())
 
 
 def _head_coordinates(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
@@ -280,10 +280,10 @@ def _distance_from_random_voxel(
 ) -> np.ndarray:
     """Return every voxel's distance from a random voxel of a mask, in an ellipsoid's metric of random axes."""
     candidates = np.argwhere(centres)
-    centre = candidates[generator.integers(len(candidates))]
-    offsets = coordinates - coordinates[(slice(None), *centre)][:, None, None, None]
+    x, y, z = candidates[generator.integers(len(candidates))]
+    offsets = coordinates - coordinates[:, x, y, z][:, None, None, None]
     axes = generator.uniform(1 / stretch, stretch, 3)[:, None, None, None]
-    return np.sqrt(((offsets / axes) ** 2).sum(0))
+    return np.asarray(np.sqrt(((offsets / axes) ** 2).sum(0)))
 
 
 def _nearest_voxels(distance: np.ndarray, allowed: np.ndarray, count: float) -> np.ndarray:
@@ -295,7 +295,7 @@ def _nearest_voxels(distance: np.ndarray, allowed: np.ndarray, count: float) -> 
     parts, _ = ndimage.label(allowed & (distance <= threshold))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return parts == sizes.argmax()
+    return np.asarray(parts == sizes.argmax())
 
 
 def _draw_spots(
@@ -311,7 +311,8 @@ def _draw_spots(
         distance = _distance_from_random_voxel(generator, coordinates, centres, stretch=1.4)
         spots |= distance + rough < generator.uniform(0.10, 0.22)
     elsewhere = ~ndimage.binary_dilation(tumour)
-    return ndimage.gaussian_filter((spots & brain & elsewhere).astype(np.float64), 0.5) * elsewhere
+    blurred: np.ndarray = ndimage.gaussian_filter((spots & brain & elsewhere).astype(np.float64), 0.5)
+    return np.where(elsewhere, blurred, 0)
 
 
 def _partial_volumes(tissues: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from nnunetv2_unimrseg.data.reading import case_name, check_intensities, read_us
 from nnunetv2_unimrseg.data.scan_folder import scan_folder, split_name
 from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.types import DatasetJson, ImageProperties
 
 
 class UniMRSegPreprocessor(DefaultPreprocessor):
@@ -35,8 +36,8 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         seg_file: str | None,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
-        dataset_json: dict | str,
-    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        dataset_json: DatasetJson | str,
+    ) -> tuple[np.ndarray, np.ndarray, ImageProperties]:
         """Read any non-empty subset of a case's files and preprocess them.
 
         Files that give all channels are positional as in nnU-Net; otherwise the `_XXXX` suffix of their names says
@@ -52,8 +53,7 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
                 or Inf, no available modality; what lies beside the first file, looks like a scan of the case and
                 cannot be used (see `UniMRSegConfigurationManager.folder_was_checked`).
         """
-        if isinstance(dataset_json, str):
-            dataset_json = load_json(dataset_json)
+        dataset_json = _loaded(dataset_json)
         modalities = planned_modalities(configuration_manager, dataset_json)
         reader = plans_manager.image_reader_writer_class()
         name = case_name(image_files, dataset_json["file_ending"])
@@ -78,11 +78,11 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         self,
         data: np.ndarray,
         seg: np.ndarray | None,
-        properties: dict,
+        properties: ImageProperties,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
-        dataset_json: dict | str,
-    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        dataset_json: DatasetJson | str,
+    ) -> tuple[np.ndarray, np.ndarray, ImageProperties]:
         """Preprocess a raw image (C, X, Y, Z), channels of one constant intensity being missing.
 
         The caller's array is not changed. See `run_case` for what is returned.
@@ -91,8 +91,7 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
             UserError: for a wrong number of channels, NaN or Inf in a channel, no available modality, a channel that
                 is not finite or constant after normalisation, or a spacing that cannot be right.
         """
-        if isinstance(dataset_json, str):
-            dataset_json = load_json(dataset_json)
+        dataset_json = _loaded(dataset_json)
         modalities = planned_modalities(configuration_manager, dataset_json)
         if data.ndim != 4 or len(data) != len(modalities):
             raise UserError(
@@ -118,16 +117,20 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         return data, seg, properties
 
 
+def _loaded(dataset_json: DatasetJson | str) -> DatasetJson:
+    return load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+
+
 def preprocessing_problems(
     image: np.ndarray,
-    properties: dict,
+    properties: ImageProperties,
     available: Sequence[bool],
     modalities: Modalities,
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
     files: Mapping[int, str] | None = None,
 ) -> list[str]:
-    """Say in words why a raw image `(C, X, Y, Z)` cannot be preprocessed; nothing where it can.
+    """Say why a raw image `(C, X, Y, Z)` cannot be preprocessed; the list is empty where it can.
 
     Args:
         image: as read.
@@ -148,8 +151,8 @@ class UniMRSegConfigurationManager(ConfigurationManager):
     """A configuration whose cases may lack files; see `enable_incomplete_cases`."""
 
     folder_was_checked = False
-    """Whether whoever lists the cases' files has looked for scans that cannot be used, or was told to leave some out;
-    nnU-Net's own commands do neither."""
+    """Whether the code that listed the cases' files has looked for scans that cannot be used, or was told to leave some
+    out; nnU-Net's own commands do neither."""
 
     @property
     def preprocessor_class(self) -> type[DefaultPreprocessor]:
@@ -158,7 +161,7 @@ class UniMRSegConfigurationManager(ConfigurationManager):
 
 
 def _unnoticed_scans(files: Sequence[str], file_ending: str) -> list[str]:
-    """Return the problems of what nnU-Net passes over where it lists a folder: scans of a case that cannot be used."""
+    """Return a problem for each unusable scan of a case, which nnU-Net passes over when it lists a folder."""
     split = split_name(files[0], file_ending) if files else None
     if split is None:
         return []
@@ -166,7 +169,7 @@ def _unnoticed_scans(files: Sequence[str], file_ending: str) -> list[str]:
 
 
 def enable_incomplete_cases(configuration_manager: ConfigurationManager) -> None:
-    """Make whoever preprocesses with this very object, nnU-Net's stock commands included, accept absent files.
+    """Make all code that preprocesses with this very object, nnU-Net's stock commands included, accept absent files.
 
     Only the class of this one object changes; nnU-Net and every other configuration stay as they are.
 
@@ -181,7 +184,7 @@ def enable_incomplete_cases(configuration_manager: ConfigurationManager) -> None
     configuration_manager.__class__ = UniMRSegConfigurationManager
 
 
-def planned_modalities(configuration_manager: ConfigurationManager, dataset_json: dict) -> Modalities:
+def planned_modalities(configuration_manager: ConfigurationManager, dataset_json: DatasetJson) -> Modalities:
     """Return the modalities of a dataset, after checking that the plans have as many channels.
 
     Raises:

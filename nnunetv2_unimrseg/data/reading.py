@@ -24,7 +24,7 @@ from nnunetv2_unimrseg.modalities import Modalities, Subset
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-    from nnunetv2_unimrseg.nnunet.types import ImageProperties
+    from nnunetv2_unimrseg.nnunet.types import ImageProperties, SitkGeometry
 
 LARGEST_DISPLACEMENT = 0.5
 """Voxels by which the corners of two images of a case may lie apart; beyond this they show different places."""
@@ -266,9 +266,9 @@ def _read_file(
     advice = f"Copy or convert it again, or {otherwise}."
     if Path(path).name.startswith("._"):
         advice = "It is a hidden file that macOS leaves beside others, no scan; remove it."
-    if problem := image_problem(path):
-        return f"{path}: cannot be used: {problem}. {advice}"
     try:
+        if problem := image_problem(path):
+            return f"{path}: cannot be used: {problem}. {advice}"
         data, properties = read(path)
     except Exception as error:  # readers raise whatever their library raises, a MemoryError where a size is absurd
         return f"{path}: cannot be used: it cannot be read: {explain_failure(error)}. {advice}"
@@ -300,8 +300,7 @@ def _spatial_only(properties: ImageProperties) -> ImageProperties:
     if geometry is None or len(geometry["spacing"]) < 4:
         return properties
     direction = np.reshape(geometry["direction"], (4, 4))[:3, :3]
-    spatial = {
-        **geometry,
+    spatial: SitkGeometry = {
         "spacing": geometry["spacing"][:3],
         "origin": geometry["origin"][:3],
         "direction": tuple(direction.ravel().tolist()),
@@ -385,8 +384,8 @@ def _displacement(reference: _Image, image: _Image) -> float:
 def _affine(properties: ImageProperties) -> np.ndarray | None:
     """Return the matrix from voxel indices (x, y[, z]) to positions, or None where the reader knows none."""
     if "nibabel_stuff" in properties:
-        geometry = properties["nibabel_stuff"]
-        return np.asarray(geometry.get("reoriented_affine", geometry["original_affine"]), dtype=float)
+        known = properties["nibabel_stuff"]
+        return np.asarray(known.get("reoriented_affine", known["original_affine"]), dtype=float)
     if "sitk_stuff" not in properties:
         return None
     geometry = properties["sitk_stuff"]

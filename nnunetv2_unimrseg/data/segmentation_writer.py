@@ -11,6 +11,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.data.whole_image import segmentation_problem
+from nnunetv2_unimrseg.nnunet.types import ImageProperties
 from nnunetv2_unimrseg.utils.files import file_problem, whole_files
 
 
@@ -31,13 +32,15 @@ class WholeSegmentationWriter(BaseReaderWriter):
         """Return one for a class of nnU-Net."""
         return cls(nnunet_class())
 
-    def read_images(self, image_fnames: Sequence[str]) -> tuple[np.ndarray, dict]:
-        return self._nnunet.read_images(image_fnames)
+    def read_images(self, image_fnames: Sequence[str]) -> tuple[np.ndarray, ImageProperties]:
+        images: tuple[np.ndarray, ImageProperties] = self._nnunet.read_images(image_fnames)
+        return images
 
-    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
-        return self._nnunet.read_seg(seg_fname)
+    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, ImageProperties]:
+        segmentation: tuple[np.ndarray, ImageProperties] = self._nnunet.read_seg(seg_fname)
+        return segmentation
 
-    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
+    def write_seg(self, seg: np.ndarray, output_fname: str, properties: ImageProperties) -> None:
         """Write a segmentation `(X, Y, Z)`, and the files that belong to it.
 
         Raises:
@@ -45,12 +48,12 @@ class WholeSegmentationWriter(BaseReaderWriter):
         """
         path = Path(output_fname)
 
-        def problem_of(written: Path) -> str | None:
+        def find_problem(written: Path) -> str | None:
             if written.name != path.name:
                 return file_problem(written)
             return segmentation_problem(written, self._nnunet, seg)
 
-        with whole_files(path.parent, problem_of, failures=(RuntimeError,)) as folder:
+        with whole_files(path.parent, find_problem, failures=(RuntimeError,)) as folder:
             self._nnunet.write_seg(seg, str(folder / path.name), properties)
 
 

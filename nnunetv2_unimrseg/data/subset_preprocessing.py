@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,38 +14,39 @@ from torch import Tensor
 
 from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor
 from nnunetv2_unimrseg.modalities import Subset
+from nnunetv2_unimrseg.nnunet.types import DatasetJson, ImageProperties
 
 
 def preprocess_subsets(
     image: np.ndarray,
-    properties: dict,
+    properties: ImageProperties,
     subsets: Mapping[str, Subset],
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
-    dataset_json: dict,
-) -> Iterator[tuple[str, Tensor, dict]]:
-    """Preprocess a case once for each subset, bit for bit as if the other files were absent.
+    dataset_json: DatasetJson,
+) -> Iterator[tuple[str, Tensor, ImageProperties]]:
+    """Preprocess a case for each subset, bit for bit as if the other files were absent.
 
-    What a missing modality can influence is the crop and the mask of the normalisation, both made from the nonzero
-    voxels of all channels. Subsets for which these are the same share one preprocessing.
+    A missing modality can only influence the crop and the mask of the normalisation, which are both made from the
+    nonzero voxels of all channels. Subsets for which these are the same share one preprocessing.
 
     Args:
         image: the raw image, (C, X, Y, Z), every subset's channels not constant.
         properties: the reader's.
         subsets: by name.
-        plans_manager: of the model, like the two that follow.
-        configuration_manager: see above.
-        dataset_json: see above.
+        plans_manager: of the model.
+        configuration_manager: of the model.
+        dataset_json: of the model.
 
     Yields:
         Name, preprocessed image (C, X, Y, Z) with NaN in missing channels, and properties of each subset.
     """
     preprocessor = UniMRSegPreprocessor(verbose=False)
     masked = configuration_manager.use_mask_for_norm
-    for group in _sharing(image, subsets, masked):
+    for group in _group_by_crop(image, subsets, masked):
         together = np.logical_or.reduce([subsets[name] for name in group])
         prepared, _, of_case = preprocessor.run_case_npy(
-            _only(image, together), None, dict(properties), plans_manager, configuration_manager, dataset_json
+            _only(image, together), None, properties.copy(), plans_manager, configuration_manager, dataset_json
         )
         for name in group:
             data = prepared.copy() if len(group) > 1 else prepared
@@ -58,10 +60,10 @@ def _only(image: np.ndarray, available: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _sharing(image: np.ndarray, subsets: Mapping[str, Subset], masked: Sequence[bool]) -> list[list[str]]:
-    """Group the subsets whose crop, and mask where one of their normalisers has one, are the same."""
+def _group_by_crop(image: np.ndarray, subsets: Mapping[str, Subset], masked: Sequence[bool]) -> list[list[str]]:
+    """Group the subsets that have the same crop and, where one of their normalisers uses it, the same mask."""
     nonzero = image != 0
-    groups: dict[tuple, list[str]] = {}
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, subset in subsets.items():
         mask = create_nonzero_mask(nonzero[np.array(subset)])
         box = tuple(map(tuple, get_bbox_from_mask(mask)))

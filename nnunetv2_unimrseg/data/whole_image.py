@@ -22,6 +22,7 @@ from nnunetv2_unimrseg.errors import in_one_line
 from nnunetv2_unimrseg.utils.files import file_problem
 
 if TYPE_CHECKING:
+    import SimpleITK
     from nibabel.nifti1 import Nifti1Header
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
@@ -30,17 +31,13 @@ _LONGEST_HEADER = 540
 _SMALLEST_OFFSETS = {348: 352, 540: 544}
 _MOST_DIMENSIONS = 7
 _GIPL_HEADER_BYTES = 256
-_SCAN_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16}
+_BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16}
 """NIfTI's codes of real numbers -> bytes of one. ITK and nibabel go by them, whatever `bitpix` says."""
 
-_NO_SCANS = {
-    1: "single bits",
-    32: "complex numbers",
-    128: "RGB colours",
-    1792: "complex numbers",
-    2048: "complex numbers",
-}
-_NO_SCANS[2304] = "RGBA colours"
+_OTHER_TYPES = {1: "single bits", 128: "RGB colours", 2304: "RGBA colours"} | dict.fromkeys(
+    (32, 1792, 2048), "complex numbers"
+)
+"""NIfTI's codes of what is no real number."""
 
 
 def image_problem(path: str | Path) -> str | None:
@@ -105,7 +102,7 @@ def nifti_problem(path: str | Path) -> str | None:
             return f"it is truncated or damaged: {error}"
 
 
-def _stream_problem(stream: IO[bytes]) -> str | None:
+def _stream_problem(stream: IO[bytes] | gzip.GzipFile) -> str | None:
     start = stream.read(_LONGEST_HEADER)
     header = _read_header(start)
     if header is None:
@@ -118,13 +115,12 @@ def _stream_problem(stream: IO[bytes]) -> str | None:
     if not 0 <= offset < math.inf:
         return f"its header is damaged: its voxels begin at byte {offset}"
     code = int(header["datatype"])
-    if code not in _SCAN_BYTES:
-        return (
-            f"its voxels are {_NO_SCANS.get(code, 'of a type that does not exist')} (NIfTI type {code}), no intensities"
-        )
+    if code not in _BYTES_OF_TYPE:
+        kind_in_words = _OTHER_TYPES.get(code, "of a type that does not exist")
+        return f"its voxels are {kind_in_words} (NIfTI type {code}), no intensities"
     if math.prod(sizes[4:]) > 1:
         return f"it has {dimensions} dimensions, of the sizes {sizes}; a scan has three"
-    length = math.prod(sizes) * _SCAN_BYTES[code]
+    length = math.prod(sizes) * _BYTES_OF_TYPE[code]
     kind = _float_type(header)
     stream.seek(max(int(offset), _SMALLEST_OFFSETS[int(header["sizeof_hdr"])]))
     left, all_finite = length, True
@@ -141,7 +137,8 @@ def _read_header(start: bytes) -> Nifti1Header | None:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
-    for header_class in (Nifti1Header, Nifti2Header):
+    classes: tuple[type[Nifti1Header], ...] = (Nifti1Header, Nifti2Header)
+    for header_class in classes:
         if header_class.may_contain_header(start):
             header = header_class(start[: header_class.template_dtype.itemsize], check=False)
             is_single_file = bytes(header["magic"])[:3] in (b"n+1", b"n+2")
@@ -166,14 +163,27 @@ def _all_finite(values: bytes, kind: np.dtype | None) -> bool:
     return bool(np.isfinite(np.frombuffer(values[: len(values) // kind.itemsize * kind.itemsize], kind)).all())
 
 
-def _gipl_problem(path: Path) -> str | None:
+def read_header(path: str | Path) -> SimpleITK.ImageFileReader | None:
+    """Read the header of an image without its voxels; None where SimpleITK cannot."""
     import SimpleITK
 
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    bytes_per_voxel = SimpleITK.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    length = _GIPL_HEADER_BYTES + math.prod(reader.GetSize()) * bytes_per_voxel
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return reader
+
+
+def _gipl_problem(path: Path) -> str | None:
+    import SimpleITK
+
+    header = read_header(path)
+    if header is None:  # the reader will say so
+        return None
+    bytes_per_voxel = SimpleITK.Image([1, 1], header.GetPixelID()).GetSizeOfPixelComponent()
+    length = _GIPL_HEADER_BYTES + math.prod(header.GetSize()) * bytes_per_voxel
     lacking = length - path.stat().st_size
     return f"it is truncated: {lacking} of {length} bytes are lacking" if lacking > 0 else None
 
@@ -189,16 +199,13 @@ def _nrrd_problem(path: Path) -> str | None:
 def _components_problem(path: Path) -> str | None:
     import SimpleITK
 
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:  # the reader will say so
+    header = read_header(path)
+    if header is None:  # the reader will say so
         return None
-    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
-    if reader.GetNumberOfComponents() == 1 and "complex" not in kind:
+    components, kind = header.GetNumberOfComponents(), SimpleITK.GetPixelIDValueAsString(header.GetPixelID())
+    if components == 1 and "complex" not in kind:
         return None
-    return f"it holds {reader.GetNumberOfComponents()} values a voxel ({kind}), as colour images do; a scan has one"
+    return f"it holds {components} values a voxel ({kind}), as colour images do; a scan has one"
 
 
 def _decode_with_simpleitk(path: Path) -> None:
@@ -227,15 +234,25 @@ _DECODERS: dict[tuple[str, ...], Callable[[Path], None]] = {
 }
 
 
+class _Messages(logging.Handler):
+    """Keeps the messages that this thread logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.messages.append(record.getMessage())
+
+
 def _tiff_problem(path: Path) -> str | None:
     """tifffile reads the pages that are left of a truncated file, and only logs that there should be more."""
     import tifffile
 
-    logged: list[str] = []
+    handler = _Messages()
     log = logging.getLogger("tifffile")
-    handler = logging.Handler()
-    thread = threading.get_ident()
-    handler.emit = lambda record: logged.append(record.getMessage()) if record.thread == thread else None
     log.addHandler(handler)
     try:
         with tifffile.TiffFile(path) as file:
@@ -247,7 +264,7 @@ def _tiff_problem(path: Path) -> str | None:
         log.removeHandler(handler)
     if max(ends, default=0) > size:
         return f"it is truncated: {max(ends) - size} bytes of voxels are lacking"
-    broken = next((message for message in logged if "invalid" in message), None)
+    broken = next((message for message in handler.messages if "invalid" in message), None)
     return f"it is truncated or damaged: {broken}" if broken else None
 
 

@@ -148,7 +148,7 @@ def draw_corruption(shape: Sequence[int], config: Stage1Config, generator: torch
     )
 
 
-class ModalityCorruptionTransform(ImageOnlyTransform):  # type: ignore[misc]  # its package ships no types
+class ModalityCorruptionTransform(ImageOnlyTransform):
     """Stage 1's corruption of one sample `(C, X, Y[, Z])` in a batchgeneratorsv2 pipeline.
 
     Missing channels become NaN, which later transforms and the network understand. `get_parameters` draws, `apply`

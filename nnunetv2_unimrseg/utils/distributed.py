@@ -17,9 +17,9 @@ def gather_with_gradient(tensors: Sequence[Tensor]) -> list[Tensor]:
     nnU-Net splits a batch unevenly where it must, so B may differ between ranks (but not between `tensors`).
     """
     own = torch.tensor([len(tensors[0])], device=tensors[0].device)
-    counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, own)
-    counts = [int(count) for count in counts]
+    all_counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_counts, own)
+    counts = [int(count) for count in all_counts]
     gathered = []
     for tensor in tensors:
         padding = [0, 0] * (tensor.ndim - 1) + [0, max(counts) - len(tensor)]

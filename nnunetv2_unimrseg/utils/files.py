@@ -25,10 +25,10 @@ _UNFINISHED, _FOLDER_SUFFIX = ".unfinished", "files"
 
 @contextlib.contextmanager
 def whole_file(
-    path: str | os.PathLike,
-    problem_of: Callable[[Path], str | None] | None = None,
+    path: str | os.PathLike[str],
+    find_problem: Callable[[Path], str | None] | None = None,
     *,
-    failures: tuple[type[Exception], ...] = (OSError,),
+    failures: tuple[type[Exception], ...] = (),
 ) -> Iterator[Path]:
     """Yield the path to write a file to; once it is written and found whole, it takes its place in one step.
 
@@ -37,27 +37,25 @@ def whole_file(
 
     Args:
         path: the file's place; a link to a file stays a link.
-        problem_of: reads the file back and says what is wrong with it, or None; by default `file_problem`.
+        find_problem: reads the file back and says what is wrong with it, or None; by default `file_problem`.
         failures: what the library that writes raises where it cannot, besides OSError.
 
     Raises:
         UserError: when the file cannot be written, or is not whole afterwards: a full disk, a quota, no permission.
     """
+    caught: tuple[type[Exception], ...] = (OSError, *failures)
     place = _place(Path(path))
     temporary = place.with_name(f"{_prefix()}{os.getpid()}-{threading.get_ident()}-{place.name}")
     try:
         remove_leftovers(place.parent, glob.escape(place.name))
         yield temporary
-        _flush_to_disk(temporary)
-        problem = (problem_of or file_problem)(temporary)
-        if problem:
-            raise _not_written(place, _is_not_whole(problem))
+        _check_written(temporary, place, find_problem)
         if place.exists():
             shutil.copymode(place, temporary)
         os.replace(temporary, place)
     except UserError:
         raise
-    except (OSError, *failures) as error:
+    except caught as error:
         raise _not_written(place, reason_in_words(error)) from error
     finally:
         with contextlib.suppress(OSError):
@@ -130,14 +128,11 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _flush_to_disk(path: Path) -> None:
-    """Wait until the disk has the file: only then a full disk, a quota or a lost network share shows."""
+def _check_written(path: Path, place: Path, find_problem: Callable[[Path], str | None] | None) -> None:
     with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
-def _is_not_whole(problem: str) -> str:
-    return f"what was written is not whole ({problem}; is the disk or the quota full?)"
+        os.fsync(file.fileno())  # only once the disk has the file, a full disk, a quota or a lost network share shows
+    if problem := (find_problem or file_problem)(path):
+        raise _not_written(place, f"what was written is not whole ({problem}; is the disk or the quota full?)")
 
 
 def _not_written(place: Path, reason: str) -> UserError:
@@ -245,10 +240,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_files(
-    folder: str | os.PathLike,
-    problem_of: Callable[[Path], str | None] | None = None,
+    folder: str | os.PathLike[str],
+    find_problem: Callable[[Path], str | None] | None = None,
     *,
-    failures: tuple[type[Exception], ...] = (OSError,),
+    failures: tuple[type[Exception], ...] = (),
 ) -> Iterator[Path]:
     """Yield an empty folder to write files to; once all are written and whole, they move to `folder`.
 
@@ -257,6 +252,7 @@ def whole_files(
     Raises:
         UserError: when a file cannot be written, or is not whole afterwards.
     """
+    caught: tuple[type[Exception], ...] = (OSError, *failures)
     folder = Path(folder)
     made = _missing(folder)
     try:
@@ -268,9 +264,7 @@ def whole_files(
             written = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
             places = [_place(folder / file.relative_to(temporary)) for file in written]
             for file, place in zip(written, places, strict=True):
-                _flush_to_disk(file)
-                if problem := (problem_of or file_problem)(file):
-                    raise _not_written(place, _is_not_whole(problem))
+                _check_written(file, place, find_problem)
             for below in sorted({file.relative_to(temporary).parent for file in written}):
                 made = [*_missing(folder / below), *made]
                 (folder / below).mkdir(parents=True, exist_ok=True)
@@ -278,7 +272,7 @@ def whole_files(
                 _move(file, place)
     except UserError:
         raise
-    except (OSError, *failures) as error:
+    except caught as error:
         raise _not_written(folder, reason_in_words(error)) from error
     finally:
         for one in made:

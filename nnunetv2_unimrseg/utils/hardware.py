@@ -6,7 +6,7 @@ import functools
 import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ def device_option() -> str:
     return "" if torch.cuda.is_available() else " -device cpu"
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context of full precision on a device; early versions of torch have no autocast on MPS to turn off."""
     import torch
 

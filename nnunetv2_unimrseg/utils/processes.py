@@ -121,7 +121,9 @@ class Workers:
         self._children.enter_context(_children_end_with_interrupts())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._children.__exit__(kind, error, trace)
         if self._pool is not None:
             interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)

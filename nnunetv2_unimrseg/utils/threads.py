@@ -1,4 +1,4 @@
-"""Work done in threads while the network computes."""
+"""Work done in threads while the caller does something else."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 MOST_READING_THREADS = 4
-"""Each holds a case in memory."""
+"""So few, because each holds a case in memory."""
 
 _POLL_S = 0.2
 
 
 def prefetch(producers: Iterable[Callable[[], Iterable[T]]], threads: int) -> Iterator[T]:
-    """Yield what all producers yield, a few items ahead of the consumer.
+    """Yield what all producers yield; threads produce a few items ahead of the consumer.
 
     Args:
-        producers: each is called in one of the threads, so its items come in order; those of different producers mix.
-        threads: number of threads; 0 runs the producers one after another in this one. No more than `threads` items
-            wait for the consumer.
+        producers: each is called in one thread, so that its items come in order; those of several producers mix.
+        threads: number of threads, and of items that may wait for the consumer; 0 calls the producers one after another
+            in the caller's thread.
 
     Raises:
         Exception: whatever a producer raises.
@@ -35,10 +35,10 @@ def prefetch(producers: Iterable[Callable[[], Iterable[T]]], threads: int) -> It
             yield from producer()
         return
     remaining = iter(producers)
-    items: queue.Queue = queue.Queue(maxsize=threads)
+    items: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=threads)
     taking, stopped = threading.Lock(), threading.Event()
 
-    def put(entry: tuple) -> None:
+    def put(entry: tuple[str, Any]) -> None:
         while not stopped.is_set():
             try:
                 items.put(entry, timeout=_POLL_S)
@@ -78,15 +78,15 @@ def prefetch(producers: Iterable[Callable[[], Iterable[T]]], threads: int) -> It
 
 
 def map_in_threads(function: Callable[[S], T], items: Sequence[S], threads: int | None = None) -> Iterator[T]:
-    """Yield a function's result for each item, in order; no more than `threads` results wait.
+    """Yield a function's result for each item, in order; at most twice as many as threads are computed ahead.
 
     Args:
         function: called in other threads.
         items: what it is called with.
-        threads: how many; None for one each core, at most `MOST_READING_THREADS`.
+        threads: how many; None for one a core, at most `MOST_READING_THREADS`.
 
     Raises:
-        Exception: whatever the function raises; what was not begun is left out.
+        Exception: whatever the function raises; then it is not called for the items left.
     """
     threads = threads or min(MOST_READING_THREADS, os.cpu_count() or 1)
     left = iter(items)
