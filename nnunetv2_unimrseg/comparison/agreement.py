@@ -1,8 +1,8 @@
-"""Why evaluations cannot be compared: modalities, labels, conventions or references that differ, nothing in common."""
+"""Reasons why evaluations cannot be compared, and what may make a comparison unfair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -10,25 +10,32 @@ from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.modalities import Subset
 
 REFERENCE_TOLERANCE_ML = 1e-6
-"""Volumes of one label of one case that differ by less are of the same reference."""
+"""Reference volumes of one label of one case that differ by less count as equal."""
 
 MOST_NAMED = 5
-"""Cases or subsets that a message names; of others it tells the number."""
+"""The number of cases or subsets that a message names; it counts the others."""
 
 
 def disagreements(named: Mapping[str, Evaluation]) -> list[str]:
     """Return every reason why evaluations (by name) cannot be compared, each with its remedy; none where they can."""
+    modalities = {name: list(evaluation.modalities) for name, evaluation in named.items()}
+    labels = {name: evaluation.labels for name, evaluation in named.items()}
+    cases = {name: sorted(set(evaluation.scores["case"])) for name, evaluation in named.items()}
+    subsets = {name: evaluation.subsets for name, evaluation in named.items()}
+    keys = [subset_keys(evaluation) for evaluation in named.values()]
+    same_modalities = "Compare models of the same modalities, named alike."
     return [
-        *_different_modalities(named),
-        *_different_labels(named),
+        *_if_different("modalities", modalities, same_modalities, fold_case=True),
+        *_if_different("labels", labels, "Compare models of the same labels or regions, named alike."),
         *_different_conventions(named),
         *_different_references(named),
-        *_nothing_in_common(named),
+        *_if_disjoint("case", cases.values(), cases, "Evaluate the models on the same cases."),
+        *_if_disjoint("subset of the modalities", keys, subsets, "Evaluate with the same --subsets."),
     ]
 
 
 def unequal_conditions(named: Mapping[str, Evaluation]) -> list[str]:
-    """Tell what may make a comparison unfair though it can be made: other cases at training, another way to predict."""
+    """Return what may make a comparison unfair: models evaluated on other kinds of cases, or with other settings."""
     notices = []
     sources = {name: evaluation.settings["source"] for name, evaluation in named.items()}
     if len(set(sources.values())) > 1:
@@ -44,7 +51,7 @@ def unequal_conditions(named: Mapping[str, Evaluation]) -> list[str]:
 
 
 def subset_keys(evaluation: Evaluation) -> dict[frozenset[str], str]:
-    """Return the names of an evaluation's subsets by what tells subsets of different evaluations apart."""
+    """Return the names of an evaluation's subsets by `subset_key`, which is the same in every evaluation."""
     return {subset_key(evaluation, subset): name for name, subset in evaluation.subsets.items()}
 
 
@@ -54,45 +61,33 @@ def subset_key(evaluation: Evaluation, subset: Subset) -> frozenset[str]:
     return frozenset(name.casefold() for name, available in chosen if available)
 
 
-def listed(found: Iterable[str]) -> str:
+def name_first(names: Iterable[str]) -> str:
     """Name the first few, and count the rest."""
-    texts = list(found)
+    texts = list(names)
     more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
     return ", ".join(texts[:MOST_NAMED]) + more
-
-
-def _held(named: Mapping[str, Evaluation], of: Callable[[Evaluation], Iterable[str]]) -> str:
-    return "; ".join(f"{name}: {listed(of(evaluation))}" for name, evaluation in named.items())
 
 
 def _pairs(values: Mapping[str, object]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def _nothing_in_common(named: Mapping[str, Evaluation]) -> list[str]:
-    problems = []
-    if not set.intersection(*(set(evaluation.scores["case"]) for evaluation in named.values())):
-        held = _held(named, lambda evaluation: sorted(set(evaluation.scores["case"])))
-        problems.append(f"They have no case in common ({held}). Evaluate the models on the same cases.")
-    if not set.intersection(*(set(subset_keys(evaluation)) for evaluation in named.values())):
-        held = _held(named, lambda evaluation: evaluation.subsets)
-        problems.append(f"They have no subset of the modalities in common ({held}). Evaluate with the same --subsets.")
-    return problems
+def _if_different(what: str, names: Mapping[str, Iterable[str]], remedy: str, *, fold_case: bool = False) -> list[str]:
+    """Return a problem where the evaluations' names of modalities or labels are not the same set."""
+    sets = {frozenset(name.casefold() if fold_case else name for name in own) for own in names.values()}
+    return [] if len(sets) == 1 else [f"Their {what} differ ({_first_of_each(names)}). {remedy}"]
 
 
-def _different_modalities(named: Mapping[str, Evaluation]) -> list[str]:
-    sets = {frozenset(name.casefold() for name in evaluation.modalities) for evaluation in named.values()}
-    if len(sets) == 1:
-        return []
-    held = _held(named, lambda evaluation: evaluation.modalities)
-    return [f"Their modalities differ ({held}). Compare models of the same modalities, named alike."]
+def _if_disjoint(
+    what: str, keys: Iterable[Iterable[object]], names: Mapping[str, Iterable[str]], remedy: str
+) -> list[str]:
+    """Return a problem where the evaluations share no case or subset."""
+    common = set.intersection(*map(set, keys))
+    return [] if common else [f"They have no {what} in common ({_first_of_each(names)}). {remedy}"]
 
 
-def _different_labels(named: Mapping[str, Evaluation]) -> list[str]:
-    if len({frozenset(evaluation.labels) for evaluation in named.values()}) == 1:
-        return []
-    held = _held(named, lambda evaluation: evaluation.labels)
-    return [f"Their labels differ ({held}). Compare models of the same labels or regions, named alike."]
+def _first_of_each(names: Mapping[str, Iterable[str]]) -> str:
+    return _pairs({name: name_first(own) for name, own in names.items()})
 
 
 def _different_conventions(named: Mapping[str, Evaluation]) -> list[str]:
@@ -118,7 +113,7 @@ def _remedy(key: str, values: Mapping[str, object]) -> str:
 
 
 def _different_references(named: Mapping[str, Evaluation]) -> list[str]:
-    """Tell cases of the same name whose reference volumes differ, from those of the first evaluation."""
+    """Return a problem where a case of the same name has different references, told by their volumes."""
     volumes = pd.DataFrame(
         {
             name: evaluation.scores.groupby(["case", "label"])["reference_ml"].first()
@@ -133,6 +128,7 @@ def _different_references(named: Mapping[str, Evaluation]) -> list[str]:
     held = "; ".join(f"{name}: {volume:.6g} ml" for name, volume in volumes.loc[(case, label)].dropna().items())
     cases = list(dict.fromkeys(different.get_level_values("case")))
     return [
-        f"Labels differ for case {listed(cases)}: for example, the reference of '{label}' in {case} measures {held}. "
-        "Cases of the same name must have the same labels; evaluate all models on one and the same set of labels."
+        f"Labels differ for case {name_first(cases)}: for example, the reference of '{label}' in {case} measures "
+        f"{held}. Cases of the same name must have the same labels; evaluate all models on one and the same set of "
+        "labels."
     ]

@@ -15,10 +15,10 @@ from nnunetv2_unimrseg.evaluation.files import read_evaluation
 
 FEWEST_RESAMPLES = 100
 SIGNIFICANCE = 0.05
-"""The p below which differences are marked in tables and plots."""
+"""Differences with a smaller p are marked in tables and plots."""
 
 FEW_CASES = 10
-"""Bootstrap intervals of fewer cases are known to be too narrow."""
+"""Bootstrap intervals of fewer cases are too narrow."""
 
 
 def compare(
@@ -47,18 +47,18 @@ def compare(
         evaluations: two or more, or their folders as `unimrseg evaluate` wrote them; the first is the baseline.
         names: what to call them, by default their own names.
         confidence: of the intervals, between 0 and 1.
-        resamples: bootstrap samples, at least `FEWEST_RESAMPLES`.
+        resamples: number of bootstrap samples, at least `FEWEST_RESAMPLES`.
         seed: of the bootstrap, 0 or more; the same seed gives the same intervals.
 
     Raises:
-        UserError: for folders without evaluations (all at once), for evaluations that cannot be compared (see
-            `matching.match`), and for settings out of range.
+        UserError: one error for all folders without evaluations; for evaluations that cannot be compared (see
+            `matching.match`); for settings out of range.
     """
     _check_settings(confidence, resamples, seed)
     read = _read(evaluations)
     matched = match(read, names)
     differences = paired_differences(matched, confidence=confidence, resamples=resamples, seed=seed)
-    comparison = Comparison(
+    return Comparison(
         evaluations=tuple(read),
         matched=matched,
         differences=differences,
@@ -75,7 +75,6 @@ def compare(
         },
         notices=(*matched.notices, *undefined_scores(matched), *_too_few(matched)),
     )
-    return comparison
 
 
 def _check_settings(confidence: float, resamples: int, seed: int) -> None:
@@ -105,7 +104,7 @@ def _read(evaluations: Sequence[Evaluation | str | Path]) -> list[Evaluation]:
 
 
 def _too_few(matched: Matched) -> list[str]:
-    """Say what so many cases cannot show, however large the differences."""
+    """Return what this number of cases cannot show, however large the differences are."""
     cases, subsets = len(matched.cases), len(matched.subsets)
     if cases == 1:
         return ["There is only one case: there are no intervals, and tests say nothing."]

@@ -1,4 +1,4 @@
-"""A comparison, in memory."""
+"""A comparison: the paired differences between several models, and how they were computed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Comparison:
     """Several models on the same cases, each against the first.
 
     Attributes:
-        evaluations: what was compared, the baseline first.
+        evaluations: of each model, the baseline first.
         matched: what they have in common.
-        differences: see `differences.paired_differences`.
-        method: how intervals and tests were made; JSON types only.
-        notices: what was left out and what the number of cases does not allow, in words.
+        differences: the table that `differences.paired_differences` returns.
+        method: how intervals and tests were computed; JSON types only.
+        notices: sentences on what was left out and what the number of cases does not allow.
     """
 
     evaluations: tuple[Evaluation, ...]

@@ -8,16 +8,11 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_unimrseg.comparison.matching import Matched
-from nnunetv2_unimrseg.comparison.statistics import (
-    bootstrap_intervals,
-    holm,
-    wilcoxon_p,
-    wins_ties_losses,
-)
+from nnunetv2_unimrseg.comparison.statistics import bootstrap_intervals, holm, wilcoxon_p, wins_ties_losses
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 
 HIGHER_IS_BETTER = {"dice": True, "hd95_mm": False, "asd_mm": False}
-"""The metrics compared, and which way is up."""
+"""The metrics that are compared, and whether a higher value is better."""
 
 OVER_ALL = "mean over all subsets"
 OVER_INCOMPLETE = "mean over incomplete subsets"
@@ -33,24 +28,24 @@ def paired_differences(matched: Matched, *, confidence: float, resamples: int, s
     """Compare every model with the first.
 
     A score counts where all models have one, so that all columns of a row, and all rows of a subset, rest on the same
-    cases. The averages are made within each case first (over the labels, then over the subsets); then the cases are
-    resampled and tested, as for a single subset.
+    cases. Averages are taken within each case first, over the labels and then over the subsets; then the cases are
+    resampled and tested as for a single subset.
 
     Args:
         matched: the common scores.
         confidence: of the bootstrap intervals (see `statistics.bootstrap_intervals`).
-        resamples: bootstrap samples.
+        resamples: number of bootstrap samples.
         seed: of the bootstrap.
 
     Returns:
-        Columns `COLUMNS`; rows pair of models x metric (`HIGHER_IS_BETTER`) x label (and `MEAN_LABEL`, where there are
-        several) x subset, the last ones of which are the averages `AVERAGES`. `n` counts cases; `mean_a`, `mean_b`,
-        `difference` (b - a) and its interval are in the metric's unit; in `wins` cases b is better than a.
-        `p_holm` is corrected for the subsets of one pair, metric and label, and for the averages among themselves.
-        `num_modalities` is NaN for the averages.
+        Columns `COLUMNS`. A row for each pair of models, metric (`HIGHER_IS_BETTER`), label (`MEAN_LABEL` too, where
+        there are several) and subset; after the subsets come the averages over them (`AVERAGES`). `n` is the number of
+        cases; `mean_a`, `mean_b`, `difference` (b - a) and its interval are in the metric's unit; `wins` is the number
+        of cases in which b is better than a. `p_holm` is corrected for the subsets of one pair, metric and label, and
+        for the averages among themselves. `num_modalities` is NaN for the averages.
     """
     tables = [
-        _of_metric(matched, metric, first, second, confidence=confidence, resamples=resamples, seed=seed)
+        _compare_pair(matched, metric, first, second, confidence=confidence, resamples=resamples, seed=seed)
         for first, second in ((matched.names[0], name) for name in matched.names[1:])
         for metric in HIGHER_IS_BETTER
     ]
@@ -58,7 +53,7 @@ def paired_differences(matched: Matched, *, confidence: float, resamples: int, s
 
 
 def case_scores(matched: Matched, metric: str) -> pd.DataFrame:
-    """Return what is compared: one score a case and model, for each label and subset and their averages.
+    """Return one score for each case and model, by label and subset; the averages over both are included.
 
     Returns:
         Index `label`, `subset`, `case`; one column a model; only rows in which every model has a score.
@@ -78,14 +73,14 @@ def case_scores(matched: Matched, metric: str) -> pd.DataFrame:
 
 
 def averaged_subsets(matched: Matched) -> dict[str, list[str]]:
-    """Return which subsets each average is of; that over incomplete ones only where it is not that over all."""
+    """Return the subsets of each average; `OVER_INCOMPLETE` is left out where it has no or all subsets."""
     incomplete = [name for name, subset in matched.subsets.items() if not all(subset)]
     some_incomplete = 0 < len(incomplete) < len(matched.subsets)
     return {**({OVER_INCOMPLETE: incomplete} if some_incomplete else {}), OVER_ALL: list(matched.subsets)}
 
 
 def undefined_scores(matched: Matched) -> list[str]:
-    """Say how many scores of each metric do not count because some model has none (see `conventions`)."""
+    """Return how many scores of each metric do not count because some model has none (see `conventions`)."""
     notices = []
     for metric in HIGHER_IS_BETTER:
         defined = matched.scores.pivot(index=["label", "subset", "case"], columns="model", values=metric).notna()
@@ -97,7 +92,7 @@ def undefined_scores(matched: Matched) -> list[str]:
     return notices
 
 
-def _of_metric(
+def _compare_pair(
     matched: Matched, metric: str, first: str, second: str, *, confidence: float, resamples: int, seed: int
 ) -> pd.DataFrame:
     scores = case_scores(matched, metric)

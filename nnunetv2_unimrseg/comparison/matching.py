@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from nnunetv2_unimrseg.comparison.agreement import disagreements, listed, subset_key, subset_keys, unequal_conditions
-from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.comparison.agreement import (
+    disagreements,
+    name_first,
+    subset_key,
+    subset_keys,
+    unequal_conditions,
+)
+from nnunetv2_unimrseg.errors import UserError, counted
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
@@ -20,13 +26,13 @@ class Matched:
     """The common part of several evaluations.
 
     Attributes:
-        names: one each evaluation, all different.
+        names: a different one for each evaluation.
         modalities: the first evaluation's; subsets are named and ordered as there.
         labels: the first evaluation's order.
-        subsets: those that all evaluated.
-        scores: the tidy tables on top of each other with a column `model` in front: only cases, subsets and labels
-            that all evaluations have.
-        notices: what was left out and what may be unfair, in words.
+        subsets: those that all evaluations have.
+        scores: the scores of all evaluations, with a first column `model`; only the cases, subsets and labels that all
+            of them have.
+        notices: sentences on what was left out and what may be unfair.
     """
 
     names: tuple[str, ...]
@@ -49,11 +55,12 @@ def match(evaluations: Sequence[Evaluation], names: Sequence[str] | None = None)
 
     Args:
         evaluations: two or more; the first is the baseline.
-        names: what to call them; by default as they are called in their settings.
+        names: what to call them; by default the names in their settings.
 
     Raises:
-        UserError: for fewer than two, for names that do not fit, and, with all reasons at once, where modalities,
-            labels, conventions or references differ or no subset or no case is common to all.
+        UserError: for fewer than two evaluations, and for names that are too few, too many or not all different; one
+            error with all reasons where modalities, labels, conventions or references differ, or where no subset or
+            no case is common to all.
     """
     if len(evaluations) < 2:
         raise UserError(f"Comparing needs at least two evaluations, found {len(evaluations)}. Name more folders.")
@@ -80,7 +87,7 @@ def _names(evaluations: Sequence[Evaluation], given: Sequence[str] | None) -> li
     if given is None:
         return _told_apart([str(evaluation.settings["name"]) for evaluation in evaluations], evaluations)
     if len(given) != len(evaluations):
-        raise UserError(f"There are {len(evaluations)} evaluations and {len(given)} names. Give a name each.")
+        raise UserError(f"There are {len(evaluations)} evaluations and {len(given)} names. Give one name for each.")
     repeated = sorted({name for name in given if list(given).count(name) > 1})
     if repeated or not all(name.strip() for name in given):
         raise UserError(
@@ -99,12 +106,13 @@ def _told_apart(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list
     result = []
     for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
         same = [other for other, its_name in zip(folders, names, strict=True) if its_name == name]
+        known = [other for other in same if other is not None]
         if len(same) == 1:
             result.append(name)
-        elif None in same:
+        elif folder is None or len(known) < len(same):
             result.append(f"{name} ({number + 1})")
         else:
-            result.append(f"{name} ({_shortest_end(folder, same)})")
+            result.append(f"{name} ({_shortest_end(folder, known)})")
     return result
 
 
@@ -143,23 +151,19 @@ def _common_scores(named: Mapping[str, Evaluation], subsets: dict[str, Subset]) 
 def _notices(named: Mapping[str, Evaluation], subsets: Mapping[str, Subset], scores: pd.DataFrame) -> list[str]:
     notices = unequal_conditions(named)
     everywhere = set(scores["case"])
-    for name, evaluation in named.items():
-        unused = sorted(set(evaluation.scores["case"]) - everywhere)
-        if unused:
-            notices.append(f"Left out, not in all evaluations: {listed(unused)} of {name} ({_number(unused, 'case')}).")
     common = {subset_key(next(iter(named.values())), subset) for subset in subsets.values()}
     for name, evaluation in named.items():
-        unused = [subset for key, subset in subset_keys(evaluation).items() if key not in common]
-        if unused:
-            notices.append(
-                f"Left out, not in all evaluations: {listed(unused)} of {name} ({_number(unused, 'subset')})."
-            )
+        unused = {
+            "case": sorted(set(evaluation.scores["case"]) - everywhere),
+            "subset": [subset for key, subset in subset_keys(evaluation).items() if key not in common],
+        }
+        notices += [
+            f"Left out, not in all evaluations: {name_first(found)} of {name} ({counted(len(found), noun)})."
+            for noun, found in unused.items()
+            if found
+        ]
     counts = scores.groupby("subset")["case"].nunique().reindex(list(subsets), fill_value=0)
     fewer = [f"{subset} ({count} of {len(everywhere)})" for subset, count in counts.items() if count < len(everywhere)]
     if fewer:
-        notices.append(f"Not every case was scored by all with every subset: {listed(fewer)}.")
+        notices.append(f"Not every case was scored by all with every subset: {name_first(fewer)}.")
     return notices
-
-
-def _number(found: Sequence[str], noun: str) -> str:
-    return f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"

@@ -1,7 +1,7 @@
 """The statistics of paired differences; the case is the unit.
 
-NaN stands for a case without a difference and is left out. Differences are rounded to `DECIMALS`, so that what differs
-by the arithmetic's rounding only counts as equal.
+NaN stands for a case without a difference and is left out. Differences are rounded to `DECIMALS`, so that values that
+differ only by rounding errors count as equal.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import numpy as np
 from scipy import stats
 
 DECIMALS = 9
-"""Of Dice (0 to 1) and mm that count."""
+"""Of differences in Dice (0 to 1) and in mm."""
 
 BOOTSTRAP_METHOD = "BCa"
 ZERO_METHOD = "wilcox"
 
 MOST_CASES_ENUMERATED = 13
-"""With ties: so many cases have 2^13 possible signs, more are approximated."""
+"""The largest number of cases with ties whose signs (2^13 of them) are all enumerated."""
 
 LARGEST_BLOCK = 20_000_000
-"""Numbers that are resampled at a time (160 MB)."""
+"""How many numbers are resampled at a time (160 MB)."""
 
 
 def bootstrap_intervals(
@@ -28,7 +28,7 @@ def bootstrap_intervals(
     """Return a confidence interval of the mean of each row, from a bootstrap over its cases.
 
     The interval is bias-corrected and accelerated (BCa; Efron, JASA 1987), as `scipy.stats.bootstrap` computes it. Rows
-    of as many cases are drawn alike, so that the result does not depend on which rows are computed together.
+    with the same number of cases share their draws, so the result does not depend on which rows are computed together.
 
     Args:
         differences: `(rows, cases)`, NaN where a case has none.
@@ -75,8 +75,9 @@ def _bca(samples: np.ndarray, confidence: float, resamples: int, seed: int) -> n
 
 
 def _mean(samples: np.ndarray, axis: int) -> np.ndarray:
-    """Average so that resamples of the same mean have it in whatever order they are summed: BCa counts ties."""
-    return np.round(samples.mean(axis=axis), DECIMALS + 3)
+    """Return means without the rounding errors of the order of summation, as BCa counts equal ones."""
+    means: np.ndarray = np.round(samples.mean(axis=axis), DECIMALS + 3)
+    return means
 
 
 def wilcoxon_p(differences: np.ndarray) -> float:
@@ -104,7 +105,7 @@ def wilcoxon_p(differences: np.ndarray) -> float:
 
 
 def _exact_p(signed_ranks: np.ndarray) -> float:
-    """Enumerate all signs, as `scipy.stats.wilcoxon` does for ties, but with all of them in one array."""
+    """Enumerate all signs as `scipy.stats.wilcoxon` does for ties, in one array."""
     return float(
         stats.permutation_test(
             (signed_ranks,), np.sum, permutation_type="samples", vectorized=True, n_resamples=2**MOST_CASES_ENUMERATED

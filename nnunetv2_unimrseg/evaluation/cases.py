@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -27,6 +26,7 @@ from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder
+from nnunetv2_unimrseg.nnunet.types import DatasetJson, Plans
 from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 MOST_NAMED_PROBLEMS = 20
@@ -62,7 +62,7 @@ class EvaluationCase:
 
 
 def validation_cases(
-    plans: Mapping[str, Any], configuration: str, dataset_json: dict, folds: Sequence[str]
+    plans: Plans, configuration: str, dataset_json: DatasetJson, folds: Sequence[str]
 ) -> list[EvaluationCase]:
     """Return the cases that the folds' models were not trained with, in nnUNet_raw (fold "all" was trained with all).
 
@@ -102,10 +102,10 @@ def _unusable_images(folder: Path, file_ending: str, cases: Set[str]) -> list[st
     return [str(scan) for scan in scan_folder(folder, file_ending).unusable if scan.case in cases]
 
 
-def _validation_names(plans: Mapping[str, Any], configuration: str, dataset: str, fold: str) -> list[str]:
+def _validation_names(plans: Plans, configuration: str, dataset: str, fold: str) -> list[str]:
     """Return the cases of a fold's validation, as nnU-Net's `do_split` does."""
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
-    data = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+    data = folder / PlansManager(plans).get_configuration(configuration).data_identifier
     splits_file = folder / "splits_final.json"
     absent = [path for path in ([data] if fold == "all" else [data, splits_file]) if not path.exists()]
     if absent:
@@ -125,7 +125,7 @@ def _validation_names(plans: Mapping[str, Any], configuration: str, dataset: str
 
 
 def cases_of_folders(
-    images: str | os.PathLike, labels: str | os.PathLike, dataset_json: dict, folds: Sequence[str]
+    images: str | os.PathLike[str], labels: str | os.PathLike[str], dataset_json: DatasetJson, folds: Sequence[str]
 ) -> list[EvaluationCase]:
     """Return the cases of an input folder whose references lie in a folder of labels.
 
@@ -148,14 +148,18 @@ def cases_of_folders(
 
 
 def check_label_values(
-    cases: Sequence[EvaluationCase], plans: Mapping[str, Any], dataset_json: dict, *, show_progress: bool = True
+    cases: Sequence[EvaluationCase],
+    plans: Plans,
+    dataset_json: DatasetJson,
+    *,
+    show_progress: bool = True,
 ) -> None:
     """Read the references and check that they hold no other values than the dataset's labels.
 
     Raises:
         UserError: one error that lists every case with another value, and every reference that cannot be read.
     """
-    plans_manager = PlansManager(dict(plans))
+    plans_manager = PlansManager(plans)
     known = known_labels(plans_manager.get_label_manager(dataset_json))
     check = partial(_label_problems, plans_manager.image_reader_writer_class(), known)
     results = map_in_threads(check, cases)

@@ -91,7 +91,7 @@ def evaluate(
     names = [str(fold) for fold in folds]
     options = options or InferenceOptions()
     _check_arguments(options, empty, overwrite, images, labels, output)
-    model = read_model(Path(model_folder), names, options.checkpoint)
+    model = read_model(Path(model_folder), names, options.checkpoint, together=images is not None or len(names) == 1)
     chosen = _by_name(parse_subsets(subsets, model.modalities), model.modalities)
     if images is not None and labels is not None:
         kind, cases = EXTERNAL, cases_of_folders(images, labels, model.dataset_json, names)
@@ -108,7 +108,7 @@ def evaluate(
     prediction: PredictionEntry = {"mirroring": options.use_mirroring, "step_size": options.step_size}
     start_or_continue(folder, {"model": model.entry, "prediction": prediction, "kind": kind}, overwrite=overwrite)
 
-    predict_and_score(model.checkpoints, to_do, chosen, folder, options)
+    predict_and_score(model, to_do, chosen, folder, options)
 
     prediction["device"] = torch.device(options.device).type
     evaluation = _collect(folder, model, cases, chosen, kind=kind, empty=empty, prediction=prediction)
@@ -201,7 +201,7 @@ def _nothing_scored(failures: Sequence[Failure]) -> str:
 
 def _store(evaluation: Evaluation, model: Model) -> None:
     """Store the result in the checkpoints; where that fails, the evaluation in its folder is complete all the same."""
-    for fold, (checkpoint, _) in model.checkpoints.items():
+    for fold, checkpoint in model.checkpoints.items():
         try:
             message = (
                 store_evaluation(checkpoint, evaluation, fold) or f"Stored in {checkpoint}, for prediction reports."

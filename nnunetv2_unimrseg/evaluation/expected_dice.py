@@ -83,10 +83,11 @@ def describe_evaluated_model(checkpoints: Iterable[tuple[Path, Mapping[str, Any]
     evaluation, why_none = combine_folds(folds)
     modalities = Modalities.from_dataset_json(read_dataset_json(path.parent.parent / "dataset.json"))
     if evaluation is not None and tuple(evaluation.modalities) != modalities.names:
-        evaluation, why_none = None, (
+        why_none = (
             f"the stored evaluation is of the modalities {', '.join(evaluation.modalities)}, but dataset.json beside "
             f"the model names {', '.join(modalities)}"
-        )  # fmt: skip
+        )
+        evaluation = None
     init_args = checkpoint.get("init_args", {})
     plans = init_args.get("plans", {})
     description = {

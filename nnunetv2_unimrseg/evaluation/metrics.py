@@ -42,7 +42,7 @@ class RawScores:
         return 2 * self.tp / total if total else math.nan
 
     def row(self, empty: str) -> dict[str, float]:
-        """Return the metrics' columns of the tidy table under a convention for empty labels."""
+        """Return the metrics and volumes of `evaluation.COLUMNS` under a convention for empty labels."""
         reference, prediction = (self.tp + self.fn) * self.voxel_ml, (self.tp + self.fp) * self.voxel_ml
         dice, hd95, asd, change = with_convention(
             self.dice, self.hd95_mm, self.asd_mm, prediction - reference,
@@ -64,7 +64,8 @@ class RawScores:
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> RawScores:
         """Read what `to_json` returned."""
-        return cls(**{key: math.nan if value is None else value for key, value in entries.items()})
+        values: dict[str, Any] = {key: math.nan if value is None else value for key, value in entries.items()}
+        return cls(**values)
 
 
 def score_segmentation(
@@ -93,8 +94,8 @@ def score_segmentation(
         tp, fp, fn, _ = map(int, compute_tp_fp_fn_tn(*masks, ignored))
         if ignored is not None:
             masks = [mask & ~ignored for mask in masks]
-        shape = [reference.shape[axis] for axis in axes]
-        hd95, asd = surface_distances(*(mask.reshape(shape) for mask in masks), millimetres)
+        truth, found = (mask.reshape([reference.shape[axis] for axis in axes]) for mask in masks)
+        hd95, asd = surface_distances(truth, found, millimetres)
         scores[name] = RawScores(tp, fp, fn, hd95, asd, voxel_ml, diagonal)
     return scores
 
@@ -115,7 +116,7 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
     """
     if not (reference.any() and prediction.any()):
         return math.nan, math.nan
-    from monai.metrics import get_mask_edges, get_surface_distance
+    from monai.metrics.utils import get_mask_edges, get_surface_distance
 
     edges = [np.asarray(edge) for edge in get_mask_edges(prediction, reference)]
     distances = [

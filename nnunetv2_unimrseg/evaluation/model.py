@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -17,6 +17,7 @@ from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.checkpoints import weights_sha256
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.trained_model import find_section, segmentation_checkpoints
+from nnunetv2_unimrseg.nnunet.types import DatasetJson, Plans
 from nnunetv2_unimrseg.utils.files import read_json
 
 KNOWN = "their files are left out before preprocessing, and the network knows which are missing"
@@ -32,7 +33,9 @@ class Model:
 
     Attributes:
         folder: holds `fold_X`.
-        checkpoints: path and content of each fold's file, by the fold's name (see `segmentation_checkpoints`).
+        checkpoints: the file of each fold, by the fold's name.
+        in_memory: what `segmentation_checkpoints` yields, where all folds predict together. Otherwise it is empty: a
+            fold is read again when its turn comes, so that the weights of one fold at a time are in memory.
         plans, dataset_json: as they lie in the folder.
         configuration: name of the plans' configuration.
         knows_missing: whether it was made for missing modalities.
@@ -40,9 +43,10 @@ class Model:
     """
 
     folder: Path
-    checkpoints: dict[str, tuple[Path, dict[str, Any]]]
-    plans: dict[str, Any]
-    dataset_json: dict[str, Any]
+    checkpoints: dict[str, Path]
+    in_memory: list[tuple[Path, dict[str, Any]]]
+    plans: Plans
+    dataset_json: DatasetJson
     configuration: str
     knows_missing: bool
     entry: ModelEntry
@@ -53,18 +57,29 @@ class Model:
         return Modalities.from_dataset_json(self.dataset_json)
 
 
-def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str) -> Model:
-    """Check and describe a trained model of any nnU-Net trainer that segments; each checkpoint is read once.
+def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str, *, together: bool) -> Model:
+    """Check and describe a trained model of any nnU-Net trainer that segments.
+
+    Args:
+        folder: holds `fold_X`.
+        folds: the folds to use.
+        checkpoint_name: the file to read from each fold.
+        together: whether all folds predict together.
 
     Raises:
         UserError: see `segmentation_checkpoints`; when a label is called as the mean over the labels is; for the
             second stage of a cascade.
     """
+    paths, hashes, in_memory = {}, {}, []
     read = segmentation_checkpoints(folder, folds, checkpoint_name, any_trainer=True)
-    checkpoints = dict(zip(folds, read, strict=True))
-    path, first = checkpoints[folds[0]]
-    configuration, knows_missing = first["init_args"]["configuration"], find_section(first, path) is not None
-    plans, dataset_json = read_json(folder / "plans.json"), read_dataset_json(folder / "dataset.json")
+    for fold, (path, checkpoint) in zip(folds, read, strict=True):
+        paths[fold], hashes[fold] = path, weights_sha256(checkpoint["network_weights"])
+        if together:
+            in_memory.append((path, checkpoint))
+    configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
+    knows_missing = find_section(checkpoint, path) is not None
+    plans = cast(Plans, read_json(folder / "plans.json"))
+    dataset_json = cast(DatasetJson, read_dataset_json(folder / "dataset.json"))
     if MEAN_LABEL in dataset_json["labels"]:
         raise UserError(
             f"A label is called '{MEAN_LABEL}', as the mean over the labels is here. Rename it in {folder}."
@@ -76,27 +91,25 @@ def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str) -> Mode
         )
     entry: ModelEntry = {
         "dataset": plans["dataset_name"],
-        "trainer": first["trainer_name"],
+        "trainer": trainer,
         "plans": plans["plans_name"],
         "configuration": configuration,
         "folds": list(folds),
         "checkpoint": checkpoint_name,
-        "weights_sha256": {
-            fold: weights_sha256(checkpoint["network_weights"]) for fold, (_, checkpoint) in checkpoints.items()
-        },
+        "weights_sha256": hashes,
         "missing_modalities": KNOWN if knows_missing else ZERO_FILLED,
     }
-    return Model(folder, checkpoints, plans, dataset_json, configuration, knows_missing, entry)
+    return Model(folder, paths, in_memory, plans, dataset_json, configuration, knows_missing, entry)
 
 
-def label_values(dataset_json: Mapping[str, Any], plans: Mapping[str, Any]) -> dict[str, LabelValue]:
+def label_values(dataset_json: DatasetJson, plans: Plans) -> dict[str, LabelValue]:
     """Return the foreground labels by name, or the regions where the dataset has them, as nnU-Net validates them."""
-    manager = PlansManager(dict(plans)).get_label_manager(dict(dataset_json))
+    manager = PlansManager(plans).get_label_manager(dataset_json)
     scored = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     scored = [tuple(value) if isinstance(value, list | tuple) else value for value in scored]
-    names = {}
-    for name, value in dataset_json["labels"].items():
-        value = tuple(value) if isinstance(value, list | tuple) else value
+    names: dict[str, LabelValue] = {}
+    for name, entry in dataset_json["labels"].items():
+        value = tuple(entry) if isinstance(entry, list) else entry
         if not manager.has_regions and isinstance(value, tuple):  # nnU-Net takes a list of one value for that value
             value = value[0]
         if value in scored and name != "ignore":

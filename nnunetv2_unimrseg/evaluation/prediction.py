@@ -26,11 +26,12 @@ from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.evaluation import prediction_path
 from nnunetv2_unimrseg.evaluation.files import Outcome, read_outcome, write_outcome
 from nnunetv2_unimrseg.evaluation.metrics import score_segmentation
-from nnunetv2_unimrseg.evaluation.model import label_values
+from nnunetv2_unimrseg.evaluation.model import Model, label_values
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Subset
+from nnunetv2_unimrseg.nnunet.trained_model import segmentation_checkpoints
 from nnunetv2_unimrseg.nnunet.types import ImageProperties
 from nnunetv2_unimrseg.utils.threads import prefetch
 
@@ -49,7 +50,7 @@ _Input = tuple[EvaluationCase, str, _Sample | Outcome]
 
 
 def predict_and_score(
-    checkpoints: Mapping[str, tuple[Path, dict[str, Any]]],
+    model: Model,
     to_do: Mapping[EvaluationCase, Sequence[str]],
     subsets: Mapping[str, Subset],
     folder: Path,
@@ -57,11 +58,10 @@ def predict_and_score(
 ) -> None:
     """Write the segmentation and the raw scores of every case and subset that is to be done.
 
-    What goes wrong with a case is written into its outcome and does not stop the others. Only the weights of the folds
-    that predict together are in memory.
+    What goes wrong with a case is written into its outcome and does not stop the others.
 
     Args:
-        checkpoints: path and content of each fold's checkpoint, by the fold's name.
+        model: the folds of a case predict it together.
         to_do: names of the subsets to predict, by case; none for a case that is done.
         subsets: by name.
         folder: of the evaluation.
@@ -71,7 +71,7 @@ def predict_and_score(
     done = total - sum(map(len, to_do.values()))
     with tqdm(total=total, initial=done, desc="Evaluating", disable=not options.show_progress) as progress:
         for folds in dict.fromkeys(case.fold for case, names in to_do.items() if names):
-            predictor = _load_predictor([checkpoints[fold] for fold in folds.split("+")], options)
+            predictor = _load_predictor(model, folds.split("+"), options)
             inputs = prefetch(
                 [
                     partial(_prepare, predictor, case, {name: subsets[name] for name in names})
@@ -97,7 +97,7 @@ def is_done(folder: Path, case: EvaluationCase, subset: str, file_ending: str, r
     return problem is None
 
 
-def _load_predictor(checkpoints: Sequence[tuple[Path, dict[str, Any]]], options: InferenceOptions) -> UniMRSegPredictor:
+def _load_predictor(model: Model, folds: Sequence[str], options: InferenceOptions) -> UniMRSegPredictor:
     with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net prints a warning about its default options
         predictor = UniMRSegPredictor(
             tile_step_size=options.step_size,
@@ -106,6 +106,9 @@ def _load_predictor(checkpoints: Sequence[tuple[Path, dict[str, Any]]], options:
             device=options.device,
             allow_tqdm=False,
         )
+    checkpoints = model.in_memory or list(
+        segmentation_checkpoints(model.folder, folds, options.checkpoint, any_trainer=True)
+    )
     predictor.initialize_from_checkpoints(checkpoints, zero_fill=True)
     if predictor.device.type == "cpu" and isinstance(predictor.network, MissingModalityUNet):
         volumes = len(predictor.configuration_manager.patch_size) == 3

@@ -137,7 +137,8 @@ def _dice_by_label_case_and_subset(evaluation: Evaluation) -> np.ndarray:
     rows = pd.MultiIndex.from_product([evaluation.labels, cases], names=["label", "case"])
     table = scores.pivot(index=["label", "case"], columns="subset", values="dice")
     table = table.reindex(index=rows, columns=list(evaluation.subsets))
-    return table.to_numpy(dtype=float).reshape(len(evaluation.labels), len(cases), -1)
+    dice: np.ndarray = table.to_numpy(dtype=float)
+    return dice.reshape(len(evaluation.labels), len(cases), -1)
 
 
 def _changes(before: np.ndarray, after: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -225,4 +226,5 @@ def summary_tables(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table as JSON types, None for NaN."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")
+    rows: list[dict[str, Any]] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return rows
