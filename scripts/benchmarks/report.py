@@ -25,7 +25,7 @@ from nnunetv2_unimrseg.reports.plots import DPI
 
 from .paired_statistics import Benchmark, compact, read_results
 from .plots import dice_by_number
-from .tables import NO_RESULTS, TABLES, cost_tables, setting, trio
+from .tables import NO_RESULTS, TABLES, cost_tables, markdown, setting, trio
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE, README = "docs/benchmarks.md", "README.md"
@@ -50,9 +50,12 @@ def plots_of(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, Callable[[
 
 
 def plot_links(benchmarks: Sequence[Benchmark]) -> str:
-    """Return the links to the plots."""
-    plots = plots_of(benchmarks).items()
-    return "".join(f"![{title}]({Path(PLOTS).name}/{name})\n" for name, (title, _) in plots) or NO_RESULTS
+    """Return a table of the plots: the setting, and the link to its plot."""
+    rows = [
+        (title.partition(":")[0], f"![{title}]({Path(PLOTS).name}/{name})")
+        for name, (title, _) in plots_of(benchmarks).items()
+    ]
+    return markdown(["setting", "Dice by number of available modalities"], rows, words=2) if rows else NO_RESULTS
 
 
 def block(name: str, benchmarks: Sequence[Benchmark], repository: Path) -> str:
