@@ -3,7 +3,7 @@
     python scripts/docs_reference.py            writes docs/reference/commands.md and docs/reference/configuration.md
     python scripts/docs_reference.py --check    writes nothing; exit code 1 where a page is not what the code says
 
-The pages are checked in, so that they can be read without building the site; a test holds them current.
+The pages are checked in, so that they can be read without building the site; a test checks that they are current.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunetv2_unimrseg.cli.main import COMMANDS, _module, _parser_of
+from nnunetv2_unimrseg.cli.main import COMMANDS, build_parser
 from nnunetv2_unimrseg.config import UniMRSegConfig, allowed_range
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -66,7 +66,7 @@ def commands_page() -> str:
         "ends with the exit code of the stage that failed.",
     ]
     for command in COMMANDS:
-        parser = _parser_of(command, _module(command))
+        parser = build_parser(command)
         lines += [f"## unimrseg {command}", *_description(parser.description or ""), _usage(parser)]
         lines += [_argument(action) for action in parser._actions if "--help" not in action.option_strings]
     return "\n\n".join(lines) + "\n"
@@ -127,8 +127,7 @@ def configuration_page() -> str:
         "```bash\nunimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --set stage1.num_epochs=50\n"
         "unimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --unset stage1.num_epochs\n```",
         "Without `--set` and `--unset` the command lists all values that are in force. An unknown name or a value out "
-        "of range is refused, and all mistakes are listed at once. Figures in Dice points are differences on the "
-        "patients named there, with 95 % intervals; [benchmarks](../benchmarks.md) says how they were measured.",
+        "of range is refused, and all mistakes are listed at once.",
     ]
     config = UniMRSegConfig()
     for section in dataclasses.fields(config):
@@ -148,10 +147,10 @@ def _field(section: str, field: dataclasses.Field, default: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text as Markdown that shows it as it is; the page of the benchmarks becomes a link."""
+    """Return text as Markdown that shows it as it is."""
     for mark in ("\\", "<", "*", "["):
         text = text.replace(mark, {"<": "&lt;"}.get(mark, f"\\{mark}"))
-    return text.replace("docs/benchmarks.md", "[benchmarks](../benchmarks.md)")
+    return text
 
 
 def _sentence(text: str) -> str:
