@@ -60,10 +60,9 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         MADE_BY,
-        "Every command has `-h`. Flags that nnU-Net has too are spelt as nnU-Net spells them. An error that you can "
-        "mend is one message without a traceback, and the exit code is 2; a command that was interrupted with Ctrl-C "
-        "ends with 130. `evaluate` and `reconstruct` end with 1 when a case failed and all others were done; `train` "
-        "ends with the exit code of the stage that failed.",
+        "Every command has `-h`. Flags that nnU-Net also has keep nnU-Net's spelling. Exit codes: 2 after an error that "
+        "you can mend, which is one message without a traceback; 130 after Ctrl-C; 1 when `evaluate` or `reconstruct` "
+        "finished but a case failed. `train` ends with the exit code of the stage that failed.",
     ]
     for command in COMMANDS:
         parser = build_parser(command)
