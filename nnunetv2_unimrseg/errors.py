@@ -37,9 +37,15 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def by(values: Iterable[float]) -> str:
+def format_size(values: Iterable[float]) -> str:
     """Return numbers as sizes and spacings are written: "64 x 64 x 32"."""
     return " x ".join(f"{float(value):g}" for value in values)
+
+
+def enumerated(entries: Sequence[object], most: int) -> str:
+    """Return the first `most` entries in one line, and how many more there are: "a, b and 3 more"."""
+    left = len(entries) - most
+    return ", ".join(map(str, entries[:most])) + (f" and {left} more" if left > 0 else "")
 
 
 def listed(entries: Sequence[object], most: int | None = None) -> str:

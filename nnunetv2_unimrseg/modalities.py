@@ -1,8 +1,8 @@
 """What a modality is: names and channel numbers, subsets, availability.
 
-A *modality* is what a scan contributes and is missing or available as a whole: one image channel each. A *subset* is
-a non-empty set of modalities, held as a tuple of booleans (one each modality, in channel order). With C modalities
-there are 2^C - 1 subsets, of which 2^C - 2 are *incomplete*.
+A *modality* is one image channel, missing or available as a whole. A *subset* is a non-empty set of modalities,
+held as a tuple of booleans (one for each modality, in channel order). With C modalities there are 2^C - 1 subsets, of
+which 2^C - 2 are *incomplete*.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from nnunetv2_unimrseg.errors import UserError, counted, nearest
 Subset = tuple[bool, ...]
 
 MOST_LISTED_SUBSETS = 1023
-"""Where a dataset has more subsets than this (more than ten modalities), nothing lists them; they are drawn."""
+"""The subsets of a dataset that has more than this (more than ten modalities) are drawn at random, never listed."""
 
 
 class Modalities:
     """The modalities of a dataset, in channel order.
 
     Args:
-        names: one name each image channel, in channel order, as in dataset.json's `channel_names`. Names that are
+        names: one name for each image channel, in channel order, as in dataset.json's `channel_names`. Names that are
             repeated (as "noNorm" may be, which for nnU-Net is a normaliser) get their channel number appended.
 
     Raises:
@@ -50,7 +50,7 @@ class Modalities:
             UserError: one error that lists all that is wrong with the channels (see `check_channels`).
         """
         if not isinstance(dataset_json, Mapping):
-            raise UserError(f"dataset.json must hold a JSON object, found {shown(dataset_json)}.")
+            raise UserError(f"dataset.json must hold a JSON object, found {as_json(dataset_json)}.")
         found, channels = check_channels(dataset_json)
         if found:
             line = f'"{channels_key(dataset_json)}": {json.dumps(channels or EXAMPLE, ensure_ascii=False)}'
@@ -94,13 +94,17 @@ class Modalities:
             raise UserError(f"No modality given; at least one of {', '.join(self.names)} is needed.")
         return tuple(number in channels for number in range(len(self)))
 
+    def available(self, subset: Sequence[bool]) -> list[str]:
+        """Return the names in a subset."""
+        return [name for name, available in zip(self.names, subset, strict=True) if available]
+
     def describe(self, subset: Sequence[bool]) -> str:
         """Return the names in a subset joined by "+", as in "T1+FLAIR"."""
-        return "+".join(name for name, available in zip(self.names, subset, strict=True) if available)
+        return "+".join(self.available(subset))
 
 
 EXAMPLE = {"0": "FLAIR", "1": "T1"}
-"""Of `channel_names`."""
+"""An example of `channel_names` for messages."""
 
 
 def channels_key(dataset_json: Mapping[str, Any]) -> str:
@@ -117,18 +121,19 @@ def check_channels(dataset_json: Mapping[str, Any]) -> tuple[list[str], dict[str
     key = channels_key(dataset_json)
     if key not in dataset_json:
         return ['"channel_names" is absent.'], {}
-    found: list[str] = []
-    entries = _numbered_names(dataset_json[key], key, found)
+    entries, found = _numbered_names(dataset_json[key], key)
     if entries is None:
         return found, {}
-    _check_numbers(entries, key, found)
+    found += _number_mistakes(entries, key)
     by_number = {known: entry for entry in entries if (known := whole_number(entry[0])) is not None}
     if len(by_number) == len(entries):
         entries = [by_number[known] for known in sorted(by_number)]
     channels = {}
     for place, (number, name) in enumerate(entries):
         if not isinstance(name, str):
-            found.append(f'The name of channel {shown(number)} in "{key}" is {shown(name)}, but it must be text.')
+            found.append(
+                f'The name of channel {as_json(number)} in "{key}" is {as_json(name)}, but it must be text.'
+            )
             if isinstance(number, str) and whole_number(number) is None:
                 name = number
             name = f"modality_{place}" if name is None or isinstance(name, list | dict) else str(name)
@@ -137,7 +142,7 @@ def check_channels(dataset_json: Mapping[str, Any]) -> tuple[list[str], dict[str
         other = dataset_json["modality"]
         if not isinstance(other, Mapping | Sequence) or len(other) != len(channels):
             found.append(
-                f'"modality": {shown(other)}, the old name of "channel_names", is there too, and nnU-Net counts the '
+                f'"modality": {as_json(other)}, the old name of "channel_names", is there too, and nnU-Net counts the '
                 'channels by it. Remove "modality".'
             )
     if len(channels) < 2:
@@ -145,36 +150,38 @@ def check_channels(dataset_json: Mapping[str, Any]) -> tuple[list[str], dict[str
     return found, channels
 
 
-def _numbered_names(channels: object, key: str, found: list[str]) -> list[tuple[Any, Any]] | None:
-    """Return pairs of a number and a name, turned round where they are reversed."""
+def _numbered_names(channels: object, key: str) -> tuple[list[tuple[Any, Any]] | None, list[str]]:
+    """Return pairs of a number and a name, turned round where they are reversed; and what is wrong with them."""
+    rule = "but it must be an object from channel numbers to names."
     if isinstance(channels, list | tuple) and all(isinstance(name, str) for name in channels):
-        found.append(f'"{key}" is a list, but it must be an object from channel numbers to names.')
-        return [(str(number), name) for number, name in enumerate(channels)]
+        return [(str(number), name) for number, name in enumerate(channels)], [f'"{key}" is a list, {rule}']
     if not isinstance(channels, Mapping):
-        found.append(f'"{key}" is {shown(channels)}, but it must be an object from channel numbers to names.')
-        return None
+        return None, [f'"{key}" is {as_json(channels)}, {rule}']
     entries = list(channels.items())
     no_numbers = [name for name, _ in entries if whole_number(name) is None]
     if no_numbers and all(whole_number(value) is not None for _, value in entries):
-        found.append(f'"{key}" is reversed: the channel numbers must stand before the names.')
-        return [(number, name) for name, number in entries]
-    return entries
+        reversed_names = f'"{key}" is reversed: the channel numbers must stand before the names.'
+        return [(number, name) for name, number in entries], [reversed_names]
+    return entries, []
 
 
-def _check_numbers(entries: Sequence[tuple[Any, Any]], key: str, found: list[str]) -> None:
+def _number_mistakes(entries: Sequence[tuple[Any, Any]], key: str) -> list[str]:
     numbers = [whole_number(number) for number, _ in entries]
-    unknown = [shown(number) for (number, _), known in zip(entries, numbers, strict=True) if known is None]
-    twice = [shown(number) for (number, _), known in zip(entries, numbers, strict=True) if numbers.count(known) > 1]
+    unknown = [as_json(number) for (number, _), known in zip(entries, numbers, strict=True) if known is None]
+    twice = [
+        as_json(number) for (number, _), known in zip(entries, numbers, strict=True) if numbers.count(known) > 1
+    ]
     in_order = sorted(number for number in numbers if number is not None)
     if unknown:
-        found.append(f'"{key}" has {", ".join(unknown)} where channel numbers ("0", "1", ...) must stand.')
-    elif twice:
-        found.append(f'"{key}" numbers several channels alike: {", ".join(twice)}.')
-    elif in_order != list(range(len(numbers))):
-        found.append(
+        return [f'"{key}" has {", ".join(unknown)} where channel numbers ("0", "1", ...) must stand.']
+    if twice:
+        return [f'"{key}" numbers several channels alike: {", ".join(twice)}.']
+    if in_order != list(range(len(numbers))):
+        return [
             f'"{key}" has the channel numbers {", ".join(map(str, in_order))}, but they must be 0, 1, 2, ... '
             "without a gap, as in the names of the image files (_0000, _0001, ...)."
-        )
+        ]
+    return []
 
 
 def _too_few(names: Sequence[str]) -> str:
@@ -196,7 +203,7 @@ def whole_number(value: object) -> int | None:
     return None
 
 
-def shown(value: object) -> str:
+def as_json(value: object) -> str:
     """Return a value as a JSON file has it, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."

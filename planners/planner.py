@@ -130,8 +130,8 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
             "_kw_requires_import": arch_kwargs_req_import,
         }
         cost = self._view_cost(architecture, patch_size)
-        batch_of_reference = self._batch_of_reference(len(patch_size))
-        return max(cost.plain, self._lowest_cost(cost) * self.UNet_min_batch_size / batch_of_reference)
+        reference_batch_size = self._reference_batch_size(len(patch_size))
+        return max(cost.plain, self._lowest_cost(cost) * self.UNet_min_batch_size / reference_batch_size)
 
     def save_plans(self, plans: dict) -> None:
         """Write the plans as nnU-Net does, with a record of the memory target and of what it led to."""
@@ -160,14 +160,14 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         allowed = self._settings.get("stage2", {}).get("checkpoint_views") is not False
         return max(stage_costs(cost, checkpoint_views=allowed).values())
 
-    def _batch_of_reference(self, num_axes: int) -> int:
+    def _reference_batch_size(self, num_axes: int) -> int:
         return self.UNet_reference_val_corresp_bs_2d if num_axes == 2 else self.UNet_reference_val_corresp_bs_3d
 
     def _budget(self, num_axes: int) -> float:
         """Return the measure that a whole batch may reach at the memory target."""
         reference = self.UNet_reference_val_2d if num_axes == 2 else self.UNet_reference_val_3d
         target = self.UNet_vram_target_GB / self.UNet_reference_val_corresp_GB
-        return reference * target * self._batch_of_reference(num_axes)
+        return reference * target * self._reference_batch_size(num_axes)
 
 
 def check_request(gpu_memory_target_in_gb: float, base_features: int, plans_name: str) -> None:

@@ -9,7 +9,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 METHODS = (
-    "_run_first_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "_loss_of_one_view",
+    "_run_first_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "_one_view_loss",
     "backward", "without_synchronisation", "compute_loss",
 )  # fmt: skip
 

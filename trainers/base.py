@@ -245,9 +245,9 @@ class UniMRSegTrainer(nnUNetTrainer):
             return path
         if self.section not in PREVIOUS_STAGE:
             return None
-        return self._checkpoint_of(PREVIOUS_STAGE[self.section])
+        return self._stage_checkpoint(PREVIOUS_STAGE[self.section])
 
-    def _checkpoint_of(self, stage: str) -> Path:
+    def _stage_checkpoint(self, stage: str) -> Path:
         trainer = TRAINER_OF_SECTION[stage]
         plans, configuration = self.plans_manager.plans_name, self.configuration_name
         folder = Path(self.output_folder_base).parent / f"{trainer}__{plans}__{configuration}" / f"fold_{self.fold}"

@@ -184,8 +184,8 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             summary = summarise(cases, self.modalities)
             write_json(folder / "summary.json", summary)
             overall = summary["missing_modalities_mean"]
-            for figure, value in overall.items():
-                self.logger.log_summary(f"final_val/missing_modalities_{figure}", value)
+            for metric, value in overall.items():
+                self.logger.log_summary(f"final_val/missing_modalities_{metric}", value)
             self.print_to_log_file("Validation complete")
             self.print_to_log_file(
                 "Mean over missing modalities: " + ", ".join(f"{name} {value:.4f}" for name, value in overall.items())

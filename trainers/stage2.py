@@ -41,8 +41,8 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         self.steps += 1
         first_subsets, second_subsets = self._draw_views(len(data))
         if self.steps % self.settings.pairs_every:
-            one_of_both = torch.rand(len(data), 1, device=self.device) < 0.5
-            return self.loss(self.network(data, torch.where(one_of_both, first_subsets, second_subsets)), target)
+            use_first = torch.rand(len(data), 1, device=self.device) < 0.5
+            return self.loss(self.network(data, torch.where(use_first, first_subsets, second_subsets)), target)
         patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]])
         patients = patients.to(self.device, non_blocking=True)
         first_loss, *first = self._run_first_view(data, target, first_subsets)

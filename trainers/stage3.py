@@ -70,7 +70,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         self.steps += 1
         if self.steps % self.settings.pairs_every:
-            return self._loss_of_one_view(data, target)
+            return self._one_view_loss(data, target)
         *earlier, last = subsets = self._deal_subsets(len(data))
         with self.without_synchronisation():  # each view is differentiated at once: no activations of two are held
             teacher_loss, *outputs = self._teacher_view(data, target)
@@ -80,7 +80,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
                 value = value + self.backward(self._student_view(data, target, available, *teacher) / len(subsets))
         return value + self._student_view(data, target, last, *teacher) / len(subsets)
 
-    def _loss_of_one_view(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
+    def _one_view_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""
         labels = 1 + self.settings.incomplete_label_weight
         incomplete = self.deck.deal(len(data)).to(self.device, non_blocking=True)

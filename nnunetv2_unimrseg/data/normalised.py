@@ -1,8 +1,8 @@
 """Can a raw image be preprocessed? Each channel must be finite and not constant once it is normalised.
 
 A channel that overflows becomes NaN, which the network takes for a missing modality; one that becomes constant is as
-good as missing. Neither may pass for a scan. Nor may an image be blown up, by a wrong spacing, beyond this machine's
-memory.
+good as missing. Neither may pass for a scan. Besides, a wrong spacing must not make the resampled image larger than
+this machine's memory.
 """
 
 from __future__ import annotations
@@ -22,27 +22,30 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_unimrseg.data.reading import extreme_values
-from nnunetv2_unimrseg.errors import by, in_one_line
+from nnunetv2_unimrseg.errors import format_size, in_one_line
 from nnunetv2_unimrseg.modalities import Modalities
 
 CT, NONE = "CTNormalization", "NoNormalization"
 
 LARGE = 1e10
-"""Values below this, with two different ones among them that are not zero, cannot overflow or become constant."""
+"""A channel whose values are smaller than this, and two of which differ from zero and from each other, can neither
+overflow nor become constant."""
 
 _LOWEST_PADDING = -3e38
+"""Values below this are the lowest float32 number, with which some converters pad."""
+
 _BYTES_PER_VALUE = 4
 _MOST_TIMES, _MOST_TIMES_IN_ALL = 100, 10_000
-"""So many times as many voxels as the planned images an image may have along an axis, and in all, once resampled."""
+"""How many times as many voxels as the planned images a resampled image may have along one axis, and in all."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How each channel is normalised: what nnU-Net's normalisation reads of a configuration and of plans.
+    """How each channel is normalised: the part of a configuration and its plans that nnU-Net's normalisation reads.
 
     Attributes:
         normalization_schemes: nnU-Net's class of each channel.
-        use_mask_for_norm: whether it looks only inside the nonzero mask.
+        use_mask_for_norm: whether each channel is normalised only inside the nonzero mask.
         foreground: the plans' intensity properties by channel number, as text.
         transpose_forward: the plans' order of the axes.
     """
@@ -54,7 +57,7 @@ class Normalisation:
 
     @classmethod
     def of_plans(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> Normalisation:
-        """Return that of a configuration."""
+        """Return the normalisation that a configuration plans."""
         return cls(
             configuration_manager.normalization_schemes,
             configuration_manager.use_mask_for_norm,
@@ -64,9 +67,9 @@ class Normalisation:
 
     @classmethod
     def before_planning(cls, channel_names: Sequence[str], *, masked: bool) -> Normalisation:
-        """Return what nnU-Net will plan for channels of these names, with or without the nonzero mask.
+        """Return the normalisation that nnU-Net will plan for channels of these names, with or without the mask.
 
-        The clip range of CT is not known yet, so what lies outside of it is not found.
+        The clip range of CT is not known yet, so CT channels count as not normalised.
         """
         schemes = [get_normalization_scheme(name).__name__ for name in channel_names]
         schemes = [NONE if scheme == CT else scheme for scheme in schemes]
@@ -94,13 +97,13 @@ def normalisation_problems(
     files: Mapping[int, str] | None = None,
     otherwise: str = "leave this modality out",
 ) -> list[str]:
-    """Say in words which available channels are not finite, or constant, after normalisation; nothing where none is.
+    """List the available channels that are not finite, or constant, after normalisation, each in words.
 
     Args:
         image: `(C, X, Y, Z)` as read.
         available: the channels that are available.
         modalities: the C modalities.
-        normalisation: of the C channels. Only those that could become useless are normalised.
+        normalisation: of the C channels. Only channels that could become useless are normalised, to save time.
         files: the file of each channel, for the message.
         otherwise: what to do with an image that cannot be mended.
     """
@@ -177,7 +180,7 @@ def size_problem(
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
 ) -> str | None:
-    """Say why an image cannot be resampled to the planned spacing, or None: nothing, or too much, would come out.
+    """Say why an image cannot be resampled to the planned spacing (nothing, or too much, would come out), or None.
 
     Args:
         image: `(C, X, Y, Z)` as read; nnU-Net leaves out the zeros around it first.
@@ -191,7 +194,10 @@ def size_problem(
     target = list(configuration_manager.spacing)
     target = [spacing[0], *target] if len(target) < len(spacing) else target
     if not all(0 < value < math.inf for value in spacing):
-        return f"its spacing is {by(spacing)} mm; all three must be positive numbers. Correct it in the file's header."
+        return (
+            f"its spacing is {format_size(spacing)} mm; all three must be positive numbers. Correct it in the file's "
+            "header."
+        )
     content = _content_sizes(image, available)
     full = [image.shape[1 + axis] for axis in axes]
     sizes = [content[axis] for axis in axes]
@@ -204,13 +210,13 @@ def size_problem(
     elif memory is not None and needed > memory:
         wrong = f"{needed / 2**30:.0f} GB, more than this machine has"
     elif _is_absurd(resampled, planned):
-        wrong = f"far more than the {by(planned)} of the images that the model was planned for"
+        wrong = f"far more than the {format_size(planned)} of the images that the model was planned for"
     else:
         return None
     return (
-        f"its {by(sizes)} voxels{'' if sizes == full else ' (without zeros around)'} of {by(spacing)} mm would be "
-        f"resampled to {by(resampled)} voxels of {by(target)} mm: {wrong}. Is the spacing in its header right, and "
-        "in mm?"
+        f"its {format_size(sizes)} voxels{'' if sizes == full else ' (without zeros around)'} of "
+        f"{format_size(spacing)} mm would be resampled to {format_size(resampled)} voxels of {format_size(target)} mm: "
+        f"{wrong}. Is the spacing in its header right, and in mm?"
     )
 
 

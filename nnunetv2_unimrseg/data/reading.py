@@ -18,7 +18,7 @@ import numpy as np
 from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.scan_folder import split_name, why_unusable
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError, by, listed
+from nnunetv2_unimrseg.errors import UserError, format_size, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 if TYPE_CHECKING:
@@ -342,9 +342,9 @@ def _difference(reference: _Image, image: _Image) -> str | None:
     spacings = reference.properties["spacing"], image.properties["spacing"]
     advice = "All files of a case must lie on one voxel grid; resample one onto the other."
     if shapes[0] != shapes[1]:
-        return f"{both} differ in shape: {by(shapes[0])} and {by(shapes[1])} voxels. {advice}"
+        return f"{both} differ in shape: {format_size(shapes[0])} and {format_size(shapes[1])} voxels. {advice}"
     if not np.allclose(*spacings):  # as nnU-Net's readers compare them
-        return f"{both} differ in spacing: {by(spacings[0])} and {by(spacings[1])}. {advice}"
+        return f"{both} differ in spacing: {format_size(spacings[0])} and {format_size(spacings[1])}. {advice}"
     apart = _displacement(reference, image)
     if not apart <= LARGEST_DISPLACEMENT:
         return (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_unimrseg.errors import UserError, counted, listed
-from nnunetv2_unimrseg.modalities import EXAMPLE, channels_key, check_channels, shown, whole_number
+from nnunetv2_unimrseg.modalities import EXAMPLE, as_json, channels_key, check_channels, whole_number
 from nnunetv2_unimrseg.nnunet.labels import check_labels, check_regions_class_order
 from nnunetv2_unimrseg.nnunet.paths import read_json
 
@@ -62,7 +62,7 @@ def check_dataset_json(content: Mapping[str, Any], source: str | os.PathLike, *,
         UserError: one error that lists every mistake and the corrected line for each.
     """
     if not isinstance(content, Mapping):
-        raise UserError(f"{source} must hold a JSON object, found {shown(content)}.")
+        raise UserError(f"{source} must hold a JSON object, found {as_json(content)}.")
     content, misspelt = _with_correct_keys(content)
     mistakes, channels = _check_channels(content, misspelt, raw)
     mistakes += _label_mistakes(content, misspelt)
@@ -158,7 +158,7 @@ def _num_training_mistakes(
     if "numTraining" not in content:
         found.append('"numTraining" is absent; it is the number of training cases.')
     elif number is None or isinstance(given, str | float):
-        found.append(f'"numTraining" is {shown(given)}, but it must be a whole number, the number of training cases.')
+        found.append(f'"numTraining" is {as_json(given)}, but it must be a whole number, the number of training cases.')
     elif number < 1:
         found.append(f'"numTraining" is {number}, but it must be at least 1.')
     if found:
@@ -186,17 +186,17 @@ def _check_file_ending(
     if "file_ending" not in content:
         found.append('"file_ending" is absent.')
     elif not isinstance(given, str):
-        found.append(f'"file_ending" is {shown(given)}, but it must be text.')
+        found.append(f'"file_ending" is {as_json(given)}, but it must be text.')
     else:
         endings = _readers_and_endings()[1] if raw or not ending.startswith(".") else []
         if not ending.startswith(".") and (not reader or "." not in ending or f".{ending}".lower() in endings):
             ending, example = (f".{ending}", False) if ending else (".nii.gz", True)
-            found.append(f'"file_ending" is {shown(given)}, but it must start with a dot.')
+            found.append(f'"file_ending" is {as_json(given)}, but it must start with a dot.')
         elif ending != given:
-            found.append(f'"file_ending" is {shown(given)}, but it must be only the end of the file names.')
+            found.append(f'"file_ending" is {as_json(given)}, but it must be only the end of the file names.')
         if raw and not reader and ending.lower() not in endings:
             found.append(
-                f'"file_ending" is {shown(given)}, which no reader of nnU-Net takes. It takes {", ".join(endings)}; '
+                f'"file_ending" is {as_json(given)}, which no reader of nnU-Net takes. It takes {", ".join(endings)}; '
                 "convert images that are of another format."
             )
             close = difflib.get_close_matches(ending.lower(), endings, n=1, cutoff=0.7)
@@ -212,13 +212,13 @@ def _check_reader(content: Mapping[str, Any], raw: bool) -> tuple[list[_Mistake]
     if name == "None" or not raw:
         return [], "" if name == "None" else str(name)
     by_folded = {known.casefold(): known for known in sorted(_readers_and_endings()[0])}
-    found, close = f'"overwrite_image_reader_writer" is {shown(name)}, but it must be the name of a reader.', []
+    found, close = f'"overwrite_image_reader_writer" is {as_json(name)}, but it must be the name of a reader.', []
     if isinstance(name, str):
         try:
             recursive_find_reader_writer_by_name(name)
             return [], name
         except RuntimeError:
-            found = f'"overwrite_image_reader_writer" names the reader {shown(name)}, which nnU-Net does not have.'
+            found = f'"overwrite_image_reader_writer" names the reader {as_json(name)}, which nnU-Net does not have.'
         close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1, cutoff=0.5)
     right = by_folded[close[0]] if close else ""
     also = "" if right else " (nnU-Net then chooses by the file ending)"
@@ -270,7 +270,7 @@ def _checked_case(
     if isinstance(given.get("images"), list) and given["images"] and _all_text(given["images"]):
         entry["images"] = given["images"]
     elif "images" in given:
-        found.append(f'"images" of {where} is {shown(given["images"])}, but it must be a list of file names.')
+        found.append(f'"images" of {where} is {as_json(given["images"])}, but it must be a list of file names.')
         guessed |= not isinstance(given["images"], str)
         entry["images"] = images if guessed else [given["images"]]
     else:
@@ -279,7 +279,7 @@ def _checked_case(
     if isinstance(given.get("label"), str):
         entry["label"] = given["label"]
     elif "label" in given:
-        found.append(f'"label" of {where} is {shown(given["label"])}, but it must be the name of one file.')
+        found.append(f'"label" of {where} is {as_json(given["label"])}, but it must be the name of one file.')
         alone = isinstance(given["label"], list) and len(given["label"]) == 1 and _all_text(given["label"])
         entry["label"] = given["label"][0] if alone else entry["label"]
         guessed |= not alone
@@ -294,4 +294,4 @@ def _all_text(values: list) -> bool:
 
 
 def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else shown(value)
+    return "a list" if isinstance(value, list) else as_json(value)

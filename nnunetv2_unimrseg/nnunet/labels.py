@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunetv2_unimrseg.errors import counted
-from nnunetv2_unimrseg.modalities import shown, whole_number
+from nnunetv2_unimrseg.modalities import as_json, whole_number
 
 BACKGROUND = "background"
 IGNORE = "ignore"
@@ -64,7 +64,8 @@ def check_labels(given: object) -> CheckedLabels:
         checked.renumbered = checked.background_moved = whole_number(labels[BACKGROUND]) is not None
     negative = [name for name, numbers in values.items() if any(number < 0 for number in numbers)]
     checked.found += [
-        f'The label "{name}" has the value {shown(labels[name])}, but values must not be negative.' for name in negative
+        f'The label "{name}" has the value {as_json(labels[name])}, but values must not be negative.'
+        for name in negative
     ]
     if has_regions:
         _keep_regions(labels, values, checked, known=not negative and all(values.values()))
@@ -81,7 +82,7 @@ def _read_names_and_values(given: object) -> tuple[dict[str, Any] | None, list[s
         labels = {name: value for value, name in enumerate([BACKGROUND, *names])}
         return labels, ['"labels" is a list, but it must be an object from names to values.']
     if not isinstance(given, Mapping) or not given:
-        kind = "a list" if isinstance(given, list) else shown(given)
+        kind = "a list" if isinstance(given, list) else as_json(given)
         return None, [f'"labels" is {kind}, but it must be an object from names to values.']
     numbers = [whole_number(name) for name in given]
     texts = [isinstance(value, str) and whole_number(value) is None for value in given.values()]
@@ -112,9 +113,9 @@ def _read_values(name: str, value: object) -> tuple[list[int], list[str]]:
     entries = list(value) if isinstance(value, list | tuple) else [value]
     numbers = [whole_number(entry) for entry in entries]
     if name == BACKGROUND and (several or numbers[0] not in (0, None)):
-        return [], [f'The label "background" has the value {shown(value)}, but it must be 0.']
+        return [], [f'The label "background" has the value {as_json(value)}, but it must be 0.']
     found = [] if entries else [f'The label "{name}" has no value: its list is empty.']
-    wrong = [shown(entry) for entry in entries if isinstance(entry, str | float) or whole_number(entry) is None]
+    wrong = [as_json(entry) for entry in entries if isinstance(entry, str | float) or whole_number(entry) is None]
     if wrong:
         marks = " without quotation marks" if any(isinstance(entry, str) for entry in entries) else ""
         must = "values must be whole numbers" if several else "it must be a whole number"
@@ -168,9 +169,9 @@ def _check_ignore(labels: Mapping[str, Any], values: Mapping[str, list[int]], ch
         before = max((number for numbers in values.values() for number in numbers), default=0) + 1
         after = before if checked.labels is None else _highest(checked.labels) + 1
         if isinstance(given, list | tuple):
-            checked.found.append(f'The label "ignore" has the value {shown(given)}, but it must be one whole number.')
+            checked.found.append(f'The label "ignore" has the value {as_json(given)}, but it must be one whole number.')
         elif whole_number(given) is None or isinstance(given, str | float):
-            checked.found.append(f'The label "ignore" has the value {shown(given)}, but it must be a whole number.')
+            checked.found.append(f'The label "ignore" has the value {as_json(given)}, but it must be a whole number.')
         elif given not in (before, after):
             checked.found.append(
                 f'The label "ignore" has the value {given}, but it must be the highest: one more than all others.'
@@ -202,7 +203,7 @@ def check_regions_class_order(given: object, regions: Mapping[str, list[int]]) -
     names = ", ".join(regions)
     order = _drawing_order(regions) if clear else None
     if not isinstance(given, list | tuple):
-        what = "is absent" if given is None else f"is {shown(given)}"
+        what = "is absent" if given is None else f"is {as_json(given)}"
         found = [
             f'"regions_class_order" {what}, but "labels" has regions, which need a list of one value each: {names}.'
         ]
@@ -210,7 +211,7 @@ def check_regions_class_order(given: object, regions: Mapping[str, list[int]]) -
     numbers = [whole_number(entry) for entry in given]
     found = []
     if any(isinstance(entry, str | float) or whole_number(entry) is None for entry in given):
-        found.append(f'"regions_class_order" is {shown(given)}, but its values must be whole numbers.')
+        found.append(f'"regions_class_order" is {as_json(given)}, but its values must be whole numbers.')
     strange = [str(number) for number in numbers if number is not None and number not in known]
     if len(numbers) != len(regions):
         found.append(

@@ -11,6 +11,7 @@ import os
 import pickletools
 import platform
 import shutil
+import stat
 import tempfile
 import threading
 import zipfile
@@ -93,9 +94,13 @@ def place_problem(path: Path) -> str | None:
         return "it is a link that leads back to itself."
     if path.is_symlink() and not place.parent.is_dir():
         return f"it is a link to {place}, and there is no folder {place.parent}."
-    if place.is_file() or not place.exists():
+    try:
+        mode = place.stat().st_mode  # asked once, for another process may just be writing the file
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    kind = "a folder" if place.is_dir() else "no regular file"
+    if stat.S_ISREG(mode):
+        return None
+    kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
     return f"it leads to {place}, which is {kind}." if path.is_symlink() else f"it is {kind}."
 
 
