@@ -61,8 +61,8 @@ def commands_page() -> str:
         "# Commands",
         MADE_BY,
         "Every command has `-h`. Flags that nnU-Net also has keep nnU-Net's spelling. Exit codes: 2 after an error "
-        "that you can mend, which is one message without a traceback; 130 after Ctrl-C; 1 when `evaluate` or `reconstruct` "
-        "finished but a case failed. `train` ends with the exit code of the stage that failed.",
+        "that you can mend, which is one message without a traceback; 130 after Ctrl-C; 1 when `evaluate` or "
+        "`reconstruct` finished but a case failed. `train` ends with the exit code of the stage that failed.",
     ]
     for command in COMMANDS:
         parser = build_parser(command)
