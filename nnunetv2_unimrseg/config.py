@@ -5,7 +5,6 @@ The values live in the plans file under the key `unimrseg` of a configuration, f
     {"configurations": {"3d_fullres": {..., "unimrseg": {"stage1": {"num_epochs": 50}}}}}
 
 Absent means default, so plans made by stock nnU-Net work as they are. `unimrseg configure` shows and sets them.
-What settings brought in ablations of earlier defaults is in the history of docs/benchmarks.md, up to commit 937e9c0.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def option(
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What nnU-Net's trainer has too, under its names."""
+    """Settings that nnU-Net's trainer has too, under the same names."""
 
     num_epochs: int = option(1000, "Epochs; nnU-Net's default.", low=1)
     num_iterations_per_epoch: int = option(250, "Training steps an epoch; nnU-Net's default.", low=1)
@@ -52,9 +51,9 @@ class TrainingConfig:
     )
     weight_decay: float = option(3e-5, "L2 penalty of SGD; nnU-Net's default.", low=0.0)
     oversample_foreground_percent: float = option(
-        0.33, "Share of a batch's patches that surely hold foreground; nnU-Net's default.", low=0.0, high=1.0
+        0.33, "Share of a batch's patches that are sampled around foreground; nnU-Net's default.", low=0.0, high=1.0
     )
-    save_every: int = option(50, "Epochs between two writings of checkpoint_latest.pth; nnU-Net's default.", low=1)
+    save_every: int = option(50, "checkpoint_latest.pth is written after so many epochs; nnU-Net's default.", low=1)
     cpu_precision: str = option(
         "auto",
         "Arithmetic of training steps on a CPU: 'auto' is bfloat16 autocast where the CPU has native bfloat16 (half "
@@ -88,14 +87,14 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
 
     num_epochs: int = option(
         18,
-        "Epochs. One forward-backward pass a step: 1.8 % of stock nnU-Net's budget, so that nearly all goes to the "
-        "stages that use labels. In short trainings it brought no gain in Dice.",
+        "Epochs. A step takes one forward-backward pass, so this is 1.8 % of stock nnU-Net's budget; nearly all of it "
+        "goes to the stages that use labels.",
         low=1,
     )
     shuffle_probability: float = option(
         0.5,
-        "Probability, per sample, that the modalities change places among the channels. Half the samples keep the "
-        "order that stages 2 and 3 have.",
+        "Probability, per sample, that the modalities change places among the channels. At 0.5, half of the samples "
+        "keep the order that stages 2 and 3 use.",
         low=0.0,
         high=1.0,
     )
@@ -121,12 +120,16 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        830, "Epochs. 1 + 1 / pairs_every views a step: 88.2 % of stock nnU-Net's forward-backward passes.", low=1
+        830,
+        "Epochs. A step takes 1 + 1 / pairs_every forward-backward passes, so this is 88.2 % of stock nnU-Net's "
+        "budget.",
+        low=1,
     )
     final_lr: float = option(
         1.25e-3,
-        "Learning rate that the polynomial decay would reach after the last epoch: stage 3's at its start, so that one "
-        "decay goes over both; scale the three rates of stages 2 and 3 alike. 0 where training is to end with stage 2.",
+        "Learning rate that the polynomial decay would reach after the last epoch. The default is stage 3's initial "
+        "rate, so that one decay spans both stages; if you scale it, scale the initial rates of stages 2 and 3 with "
+        "it. Set it to 0 where training ends with stage 2.",
         low=0.0,
     )
     dropout_probability: float = option(
@@ -134,32 +137,32 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
     )
     views: str = option(
         "two_subsets",
-        "What the two views of a sample are. 'two_subsets': two random subsets, complete among them. "
-        "'complete_and_incomplete': the complete set and a random incomplete one (the paper's).",
+        "The two views of a sample. 'two_subsets': two random subsets, either of which may be the complete set. "
+        "'complete_and_incomplete': the complete set and a random incomplete one, as in the paper.",
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(
         16,
-        "Every how many steps both views of each sample are seen and compared; the other steps see one of them, so "
-        "that as many different samples are seen as stock nnU-Net sees in 1 + 1 / pairs_every of the passes.",
+        "Every so many steps, both views of each sample are seen and compared; the other steps see one view. A step "
+        "then costs 1 + 1 / pairs_every passes on average instead of two, so the same budget shows more samples.",
         low=1,
     )
     checkpoint_views: bool = option(
         False,
-        "Keep only one view's activations of a pair in memory and compute the other's again in the backward pass "
-        "(one forward pass more, half the memory).",
+        "Keep the activations of only one view of a pair in memory, and compute the other's again in the backward "
+        "pass: half the memory for one more forward pass.",
         choices=(False, True),
     )
     contrastive_weight: float = option(
         0.1,
-        "Weight of the mean NT-Xent over encoder stages beside the segmentation loss; not tuned.",
+        "Weight of NT-Xent (mean over encoder stages); the segmentation loss has weight 1. Not tuned.",
         low=0.0,
     )
-    temperature: float = option(0.5, "Temperature of NT-Xent; the paper's.", low=0.01)
+    temperature: float = option(0.5, "Temperature of NT-Xent (no unit), as in the paper.", low=0.01)
     negatives_memory: int = option(
         64,
-        "Pooled features of past steps kept as negatives of NT-Xent beside the batch's own; without them a batch of "
-        "one patient has none.",
+        "Number of pooled features of past steps that serve NT-Xent as negatives besides the batch's own. At 0, a "
+        "batch of one patient has no negatives.",
         low=0,
     )
     start_from: str = option(
@@ -180,28 +183,30 @@ class Stage3Config(TrainingConfig):
 
     num_epochs: int = option(
         50,
-        "Epochs. 1 + subsets_per_step / pairs_every views a step: a tenth of stock nnU-Net's forward-backward passes.",
+        "Epochs. A step takes 1 + subsets_per_step / pairs_every forward-backward passes, so this is a tenth of stock "
+        "nnU-Net's budget.",
         low=1,
     )
     initial_lr: float = option(
-        1.25e-3, "Learning rate at epoch 0: an eighth of nnU-Net's, which stage 2 ends with.", low=0.0
+        1.25e-3, "Learning rate at epoch 0: an eighth of nnU-Net's default, which is where stage 2 ends.", low=0.0
     )
     subsets_per_step: int | str = option(
         1,
-        "Incomplete views of each patch in a step (more than there are means all), dealt from a shuffled deck; 'all' "
-        "takes every incomplete subset in every step (the paper's), of which the same budget then pays far fewer.",
+        "Number of incomplete views of each patch in a step, dealt from a shuffled deck of the incomplete subsets; a "
+        "number above theirs means all. 'all' takes every incomplete subset in every step, as in the paper; the same "
+        "budget then allows far fewer steps.",
         low=1,
         choices=("all",),
     )
     pairs_every: int = option(
         1,
-        "Every how many steps the complete view of each sample and its incomplete ones are seen and compared; the "
-        "other steps see one of them, as in stage 2.",
+        "Every so many steps, the complete view of each sample is compared with its incomplete ones; the other steps "
+        "see one view, as in stage 2.",
         low=1,
     )
     feature_weight: float = option(
         1.0,
-        "Weight of the L1 distance of encoder features to the teacher's (the paper's).",
+        "Weight of the L1 distance of encoder features to the teacher's; 1 as in the paper.",
         low=0.0,
     )
     prediction_weight: float = option(
@@ -211,56 +216,61 @@ class Stage3Config(TrainingConfig):
     )
     incomplete_label_weight: float = option(
         1.0,
-        "Weight of nnU-Net's segmentation loss on the incomplete views; 0 leaves labels to the complete view alone "
-        "(the paper's).",
+        "Weight of nnU-Net's segmentation loss on the incomplete views. At 0 only the complete view learns from "
+        "labels, as in the paper.",
         low=0.0,
     )
     adapters: bool = option(
         True,
-        "Whether there are adapters. Without them the decoder alone learns.",
+        "Whether there are adapters. Without them only the decoder learns.",
         choices=(False, True),
     )
     adapter_lr_factor: float = option(
-        1.0, "Learning rate of the adapters, which start from nothing, over that of the decoder.", low=0.0
+        1.0,
+        "Learning rate of the adapters divided by the decoder's. The adapters start untrained, so they may need more.",
+        low=0.0,
     )
     adapters_know_modalities: bool = option(
         True,
-        "Whether the adapters' strength depends on which modalities are missing, or only on whether any is (the "
-        "paper's).",
+        "Whether the adapters' strength depends on which modalities are missing, or, as in the paper, only on whether "
+        "one is.",
         choices=(False, True),
     )
     reverse_attention: bool = option(
         True,
-        "Whether the adapters weight what they add by 1 - attention (the paper's), or by 1.",
+        "Whether the adapters multiply what they add by 1 - attention, as in the paper, or by 1.",
         choices=(False, True),
     )
     gradients_through_encoder: bool = option(
         True,
-        "Whether gradients flow through the frozen encoder to the adapters below; the released code cuts them.",
+        "Whether gradients flow through the frozen encoder to the adapters of earlier stages; the authors' code cuts "
+        "them.",
         choices=(False, True),
     )
     adapter_first_stage: int = option(
         1,
-        "Encoder stage of the first adapter. 0 is the full resolution, so that every stage has one (the paper's): on a "
-        "CPU a step then costs 1.6 of stock nnU-Net's instead of 1.1.",
+        "Encoder stage of the first adapter. Stage 0 has the full resolution; the paper puts an adapter there too, but "
+        "on a CPU a step then takes 1.6 times stock nnU-Net's time instead of 1.1 times.",
         low=0,
     )
     adapter_window: int = option(
         0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0
     )
     start_from: str = option(
-        "", "Checkpoint to start from instead of stage 2's; a stock nnU-Net's of the same plans will do; see stage2."
+        "",
+        "Checkpoint to start from instead of stage 2's; a stock nnU-Net's of the same plans will do. '{fold}' in the "
+        "path stands for the fold. 'scratch' starts from random weights.",
     )
 
 
 @dataclass(frozen=True)
 class ModalityDropoutConfig(TrainingConfig, SubsetSamplingConfig):
-    """The control: stock nnU-Net with modality dropout."""
+    """The control that the three stages are compared with: stock nnU-Net with modality dropout."""
 
 
 @dataclass(frozen=True)
 class UniMRSegConfig:
-    """All sections. `UniMRSegConfig.from_plans` is how it is read.
+    """All sections; `UniMRSegConfig.from_plans` reads them from a plans file.
 
     Raises:
         UserError: from `from_dict` and `from_plans`, one error that lists every unknown key and bad value at once.
@@ -285,7 +295,8 @@ class UniMRSegConfig:
             elif not isinstance(entries, Mapping):
                 problems.append(f"section '{name}' must be an object of values, found {entries!r}")
             else:
-                sections[name] = _read_section(name, known_sections[name], entries, problems)
+                sections[name], found = _read_section(name, known_sections[name], entries)
+                problems += found
         if problems:
             raise UserError(
                 f"The UniMRSeg configuration has {len(problems)} problem(s):\n  - "
@@ -320,9 +331,10 @@ def _inherited(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
     return {**_inherited(plans, parent), **own} if parent else dict(own)
 
 
-def _read_section(name: str, section: type, entries: Mapping[str, Any], problems: list[str]) -> object:
+def _read_section(name: str, section: type, entries: Mapping[str, Any]) -> tuple[object, list[str]]:
+    """Return the section with the values that are right, and what is wrong with the others."""
     fields = {field.name: field for field in dataclasses.fields(section)}
-    accepted = {}
+    accepted, problems = {}, []
     for key, value in entries.items():
         if (name, key) in OBSOLETE:
             continue
@@ -334,7 +346,7 @@ def _read_section(name: str, section: type, entries: Mapping[str, Any], problems
             problems.append(f"{name}.{key} = {value!r}: {problem}")
         else:
             accepted[key] = float(value) if isinstance(fields[key].default, float) else value
-    return section(**accepted)
+    return section(**accepted), problems
 
 
 def value_problem(field: dataclasses.Field[Any], value: object) -> str | None:

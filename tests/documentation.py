@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_unimrseg.cli.main import COMMANDS, _module, _parser_of
+from nnunetv2_unimrseg.cli.main import COMMANDS, build_parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -78,7 +78,7 @@ def find_parser(command: str, subcommand: str) -> argparse.ArgumentParser:
     """Return the real parser: of nnU-Net's commands, the one that they are about to use."""
     if command == "unimrseg":
         assert subcommand in COMMANDS, f"there is no command unimrseg {subcommand}"
-        return _parser_of(subcommand, _module(subcommand))
+        return build_parser(subcommand)
     points = importlib.metadata.entry_points(group="console_scripts", name=command)
     assert points, f"nnU-Net has no command {command}"
 

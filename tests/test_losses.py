@@ -157,7 +157,7 @@ def test_nt_xent_has_gradients_into_both_views():
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 def test_nt_xent_with_past_negatives_against_a_double_loop(patients, past_patients, temperature):
     first, second, past = (torch.randn(count, 6) for count in (len(patients), len(patients), len(past_patients)))
-    ours = nt_xent(first, second, torch.tensor(patients), temperature, past, torch.tensor(past_patients))
+    ours = nt_xent(first, second, torch.tensor(patients), temperature, (past, torch.tensor(past_patients)))
     expected = double_loop(first, second, patients, temperature, past, past_patients)
     assert ours.item() == pytest.approx(expected, abs=1e-5)
 
@@ -166,13 +166,13 @@ def test_past_features_are_negatives_of_other_patients_alone_and_get_no_gradient
     first, second = torch.randn(1, 4, requires_grad=True), torch.randn(1, 4, requires_grad=True)
     past = torch.randn(3, 4, requires_grad=True)
     one_patient = torch.tensor([5])
-    alone = nt_xent(first, second, one_patient, past=past, past_patients=torch.tensor([5, 5, 5]))
+    alone = nt_xent(first, second, one_patient, past=(past, torch.tensor([5, 5, 5])))
     alone.backward()
     assert alone.item() == 0
     assert not first.grad.any() and not second.grad.any()
-    mixed = nt_xent(first, second, one_patient, past=past, past_patients=torch.tensor([5, 2, 5]))
+    mixed = nt_xent(first, second, one_patient, past=(past, torch.tensor([5, 2, 5])))
     mixed.backward()
-    torch.testing.assert_close(mixed, nt_xent(first, second, one_patient, 0.5, past[1:2], torch.tensor([2])))
+    torch.testing.assert_close(mixed, nt_xent(first, second, one_patient, 0.5, (past[1:2], torch.tensor([2]))))
     assert mixed > 0
     assert first.grad.any() and second.grad.any()
     assert past.grad is None

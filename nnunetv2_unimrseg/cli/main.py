@@ -29,17 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
-        _parser_of_all().print_help(sys.stderr)
+        _build_overview_parser().print_help(sys.stderr)
         return USER_ERROR_EXIT_CODE
     command = argv[0]
     try:
         if command.startswith("-"):
-            _parser_of_all().parse_args(argv)
+            _build_overview_parser().parse_args(argv)
         if command not in COMMANDS:
             raise UserError(f"Unknown command '{command}'.{nearest(command, COMMANDS)} There are: {_listed()}.")
-        module = _module(command)
-        args = _parser_of(command, module).parse_args(argv[1:])
-        module.run(args)
+        _import_command(command).run(build_parser(command).parse_args(argv[1:]))
     except UserError as error:
         print(f"unimrseg: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _module(command: str) -> ModuleType:
+def _import_command(command: str) -> ModuleType:
     return importlib.import_module(f"nnunetv2_unimrseg.cli.{command}")
 
 
@@ -67,7 +65,9 @@ def _summary(module: ModuleType) -> str:
     return (module.__doc__ or "").strip().splitlines()[0]
 
 
-def _parser_of(command: str, module: ModuleType) -> argparse.ArgumentParser:
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of one command's arguments."""
+    module = _import_command(command)
     parser = argparse.ArgumentParser(
         prog=f"unimrseg {command}",
         description=(module.__doc__ or "").strip(),
@@ -78,9 +78,9 @@ def _parser_of(command: str, module: ModuleType) -> argparse.ArgumentParser:
     return parser
 
 
-def _parser_of_all() -> argparse.ArgumentParser:
+def _build_overview_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
-    lines = [f"  {command:<{width}}  {_summary(_module(command))}" for command in COMMANDS]
+    lines = [f"  {command:<{width}}  {_summary(_import_command(command))}" for command in COMMANDS]
     parser = argparse.ArgumentParser(
         prog="unimrseg",
         usage="unimrseg COMMAND [ARGUMENTS]",

@@ -124,7 +124,7 @@ def reconstruction_loss(
 
 
 class NegativesMemory:
-    """The pooled features of past steps, as further negatives of `multi_stage_nt_xent`; the oldest make way.
+    """The pooled features of past steps, further negatives of `multi_stage_nt_xent`; the oldest are dropped first.
 
     Args:
         size: how many features are kept of each encoder stage.
@@ -136,7 +136,7 @@ class NegativesMemory:
         self.patients = torch.empty(0, dtype=torch.long)
 
     def add(self, first: Sequence[Tensor], second: Sequence[Tensor], patients: Tensor) -> None:
-        """Keep both views' features, one `(B, F_stage)` a stage, and the `(B,)` patients they are of."""
+        """Keep the features of both views, `(B, F_stage)` for each stage, and their `(B,)` patients."""
         if self.size == 0:
             return
         if not self.features:
@@ -154,8 +154,7 @@ def nt_xent(
     second: Tensor,
     patients: Tensor,
     temperature: float = 0.5,
-    past: Tensor | None = None,
-    past_patients: Tensor | None = None,
+    past: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Normalised temperature-scaled cross entropy between two views of B samples (paper section 3.2).
 
@@ -168,8 +167,7 @@ def nt_xent(
         first, second: `(B, F)` features of the two views; gradients flow into both.
         patients: `(B,)` integers, equal for samples of the same patient.
         temperature: t, above 0.
-        past: `(N, F)` features of past steps, further negatives; detached.
-        past_patients: `(N,)` integers, the patients they are of.
+        past: further negatives, the `(N, F)` features of past steps (detached) and their `(N,)` patients.
 
     Returns:
         A scalar, at least 0. Source: Chen et al. 2020 (SimCLR), the positive being part of the denominator; past
@@ -181,8 +179,8 @@ def nt_xent(
     anchors = candidates = patients.repeat(2)
     others = views
     if past is not None:
-        others = torch.cat((views, F.normalize(past.detach().float(), dim=1)))
-        assert past_patients is not None  # they come with `past`
+        past_features, past_patients = past
+        others = torch.cat((views, F.normalize(past_features.detach().float(), dim=1)))
         candidates = torch.cat((candidates, past_patients.to(views.device)))
     with without_autocast(views.device):
         similarity = views @ others.T / temperature
@@ -203,13 +201,11 @@ def multi_stage_nt_xent(
 
     With a `memory` its features are negatives too; it is not changed.
     """
-    past = memory.features if memory is not None and memory.features else [None] * len(first)
-    past_patients = memory.patients if memory is not None else None
-    terms = [
-        nt_xent(one, other, patients, temperature, kept, past_patients)
-        for one, other, kept in zip(first, second, past, strict=True)
-    ]
-    return torch.stack(terms).mean()
+    past: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(first)
+    if memory is not None and memory.features:
+        past = [(kept, memory.patients) for kept in memory.features]
+    stages = zip(first, second, past, strict=True)
+    return torch.stack([nt_xent(one, other, patients, temperature, kept) for one, other, kept in stages]).mean()
 
 
 def feature_consistency(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnunetv2_unimrseg.method.losses import ssim
 from nnunetv2_unimrseg.modalities import Modalities, Subset, incomplete_subsets, leave_one_out
 
-FIGURES = ("L1", "PSNR", "SSIM")
+METRICS = ("L1", "PSNR", "SSIM")
 UNIT = "L1 in normalised intensity, PSNR in dB, SSIM from -1 to 1"
 
 MOST_PATTERNS = 14
@@ -40,22 +40,22 @@ def reconstruction_scores(reconstruction: Tensor, target: Tensor, window: int) -
     psnr = 10 * torch.log10(spread.square() / squared)
     similarity = ssim(reconstruction[None], target[None], window)[0]
     columns = zip(absolute.tolist(), psnr.tolist(), similarity.tolist(), strict=True)
-    return [dict(zip(FIGURES, values, strict=True)) for values in columns]
+    return [dict(zip(METRICS, values, strict=True)) for values in columns]
 
 
 def summarise(cases: Sequence[dict[str, Any]], modalities: Modalities) -> dict[str, Any]:
-    """Average per-case scores: pattern -> modality -> figure, and over all missing modalities together.
+    """Average the scores over the cases, for each pattern and modality and over all missing modalities together.
 
     Args:
-        cases: dictionaries with `case` and `metrics` (pattern -> modality -> figure).
+        cases: dictionaries with `case` and `metrics`, the scores by pattern, modality and metric.
         modalities: the dataset's.
     """
     patterns = list(cases[0]["metrics"])
     mean = {
         pattern: {
             name: {
-                figure: float(np.nanmean([case["metrics"][pattern][name][figure] for case in cases]))
-                for figure in FIGURES
+                metric: float(np.nanmean([case["metrics"][pattern][name][metric] for case in cases]))
+                for metric in METRICS
             }
             for name in modalities
         }
@@ -68,7 +68,7 @@ def summarise(cases: Sequence[dict[str, Any]], modalities: Modalities) -> dict[s
         for name, available in zip(modalities, available_in[pattern], strict=True)
         if not available
     ]
-    overall = {figure: float(np.mean([entry[figure] for entry in of_missing])) for figure in FIGURES}
+    overall = {metric: float(np.mean([entry[metric] for entry in of_missing])) for metric in METRICS}
     return {
         "unit": UNIT,
         "patterns": "available modalities, joined by +",

@@ -17,7 +17,7 @@ from nnunetv2_unimrseg.data.reading import assign_channels, read_usable_case
 from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.errors import UserError, in_one_line
 from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
-from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, reconstruction_scores
+from nnunetv2_unimrseg.method.reconstruction_metrics import METRICS, reconstruction_scores
 from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.nnunet.types import ImageProperties
 from nnunetv2_unimrseg.reconstruction.geometry import crop_box, to_original_grid
@@ -131,7 +131,7 @@ class CaseReconstructor:
         if self._scores and (all(case.available) or len(case.all_files) > len(case.files)):
             whole = image if case.all_files == case.files else self._read(case, case.all_files)[0]
             data, _, whole_properties = UniMRSegPreprocessor(verbose=False).run_case_npy(
-                whole, None, dict(properties), self._plans, self._configuration, self.model.dataset_json
+                whole, None, properties.copy(), self._plans, self._configuration, self.model.dataset_json
             )
             known = np.flatnonzero(missing & whole_properties["available_modalities"]).tolist()
             truth = np.full_like(whole, np.nan)
@@ -194,7 +194,7 @@ class CaseReconstructor:
 
     def _score(self, images: np.ndarray, loaded: LoadedCase, missing: Sequence[int]) -> list[dict[str, float]]:
         if loaded.truth is None:
-            return [dict.fromkeys(FIGURES, np.nan)] * len(missing)
+            return [dict.fromkeys(METRICS, np.nan)] * len(missing)
         box = (slice(None), *loaded.box)
         pair = images[box], loaded.truth[missing][box]
         reconstruction, truth = (torch.from_numpy(np.ascontiguousarray(array)) for array in pair)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nnunetv2_unimrseg.data.cases import describe_availability, write_availability
 from nnunetv2_unimrseg.errors import UserError, in_one_line
-from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES
+from nnunetv2_unimrseg.method.reconstruction_metrics import METRICS
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.reconstruction.case_reconstructor import FailedCase, ReconstructedCase
 from nnunetv2_unimrseg.reconstruction.montage import Column, write_montage
@@ -72,7 +72,7 @@ def _success_line(case: Case, rows: Sequence[Row], scored: Sequence[Row]) -> str
     text = f"{case.name}: nothing missing, scored with {len(case.subsets)} missing patterns"
     if case.targets:
         text = f"{case.name}: {', '.join(row['modality'] for row in rows)} made from {rows[0]['available']}"
-    means = {name: np.mean([row[name] for row in scored]) for name in FIGURES if scored}
+    means = {name: np.mean([row[name] for row in scored]) for name in METRICS if scored}
     return text + "".join(f", {name} {value:.3g}" for name, value in means.items())
 
 

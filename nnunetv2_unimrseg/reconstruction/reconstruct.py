@@ -19,7 +19,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.jobs import Files
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
-from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES
+from nnunetv2_unimrseg.method.reconstruction_metrics import METRICS
 from nnunetv2_unimrseg.nnunet.checkpoints import weights_sha256
 from nnunetv2_unimrseg.nnunet.trained_model import Fold
 from nnunetv2_unimrseg.reconstruction.case_reconstructor import CaseReconstructor, FailedCase, ReconstructedCase
@@ -49,7 +49,7 @@ class Reconstructions:
     folder: Path
 
 
-COLUMNS = ("case", "available", "modality", "file", *FIGURES)
+COLUMNS = ("case", "available", "modality", "file", *METRICS)
 
 
 def reconstruct(

@@ -19,7 +19,7 @@ import pandas as pd
 
 from nnunetv2_unimrseg.data.scan_folder import split_name
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.method.reconstruction_metrics import FIGURES, UNIT
+from nnunetv2_unimrseg.method.reconstruction_metrics import METRICS, UNIT
 from nnunetv2_unimrseg.utils.file_lock import locked
 from nnunetv2_unimrseg.utils.files import read_json, write_json, write_text
 from nnunetv2_unimrseg.utils.output_folder import ANOTHER, check_output_folder, make_output_folder
@@ -90,11 +90,11 @@ def _remove_outdated(folder: Path, path: Path, settings: Mapping[str, Any], over
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
-    """Return the content of `scores.csv`, no rows where there is no such file; columns `KEYS` and `FIGURES`."""
+    """Return the content of `scores.csv`, no rows where there is no such file; columns `KEYS` and `METRICS`."""
     path = folder / SCORES_NAME
-    scores: pd.DataFrame = pd.DataFrame(columns=[*KEYS, *FIGURES])
+    scores: pd.DataFrame = pd.DataFrame(columns=[*KEYS, *METRICS])
     if path.is_file():
-        text, undefined = dict.fromkeys(KEYS, str), dict.fromkeys(FIGURES, "")
+        text, undefined = dict.fromkeys(KEYS, str), dict.fromkeys(METRICS, "")
         scores = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=undefined)
     return scores
 
@@ -102,7 +102,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
 def add_scores(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Add scores to `scores.csv` and `summary.json`, in place of those that the same cases had."""
     with locked(folder / SUMMARY_NAME):
-        new = pd.DataFrame(rows, columns=[*KEYS, *FIGURES])
+        new = pd.DataFrame(rows, columns=[*KEYS, *METRICS])
         before = read_scores(folder)
         before = before[~before["case"].isin(new["case"])]
         scores = pd.concat([before, new], ignore_index=True) if len(before) else new
@@ -112,7 +112,7 @@ def add_scores(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Mappin
 
 
 def _summary(settings: Mapping[str, Any], scores: pd.DataFrame) -> dict[str, Any]:
-    means = scores.groupby(["available", "modality"], sort=False)[list(FIGURES)].mean()
+    means = scores.groupby(["available", "modality"], sort=False)[list(METRICS)].mean()
     mean: dict[str, dict[str, Any]] = {}
     for (available, modality), row in zip(means.index, means.to_dict("records"), strict=True):
         mean.setdefault(available, {})[modality] = _json_types(row)

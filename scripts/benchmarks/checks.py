@@ -81,7 +81,7 @@ def time_predict(args: argparse.Namespace) -> dict[str, float]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunetv2_unimrseg.data.cases import check_cases
-    from nnunetv2_unimrseg.inference import predictor as predictor_module
+    from nnunetv2_unimrseg.inference import jobs
     from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
     from nnunetv2_unimrseg.method.networks.build import build_network
     from nnunetv2_unimrseg.nnunet.paths import read_json, read_plans
@@ -103,7 +103,7 @@ def time_predict(args: argparse.Namespace) -> dict[str, float]:
         seconds["check of the cases"] = time.perf_counter() - start
         return found
 
-    predictor_module.check_cases = timed_check  # of this process alone
+    jobs.check_cases = timed_check  # of this process alone
     with tempfile.TemporaryDirectory() as output:
         predict = functools.partial(
             predictor.predict_from_files,
@@ -113,7 +113,7 @@ def time_predict(args: argparse.Namespace) -> dict[str, float]:
             num_processes_segmentation_export=1,
         )
         whole = seconds_of(predict)
-    predictor_module.check_cases = check_cases
+    jobs.check_cases = check_cases
     return {**seconds, "preprocessing, prediction and export": whole - seconds["check of the cases"]}
 
 
