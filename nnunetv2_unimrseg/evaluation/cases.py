@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -22,7 +21,8 @@ from nnunetv2_unimrseg.data.cases import find_cases
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import assign_channels, case_name, read_label
 from nnunetv2_unimrseg.data.scan_folder import scan_folder, why_unusable
-from nnunetv2_unimrseg.errors import UserError, counted, listed
+from nnunetv2_unimrseg.data.whole_image import read_header
+from nnunetv2_unimrseg.errors import UserError, counted, format_size, listed
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder
@@ -37,10 +37,10 @@ class EvaluationCase:
     """A case with its reference.
 
     Attributes:
-        name: the case's.
+        name: the case's name.
         fold: the fold whose model predicts it; several joined by "+" for an ensemble.
-        files: its images, one a modality, in channel order.
-        label: file of the reference segmentation.
+        files: its images, one for each modality, in channel order.
+        label: the file of the reference segmentation.
         channels: the channel number of each file.
     """
 
@@ -56,7 +56,7 @@ class EvaluationCase:
 
     @functools.cached_property
     def fingerprint(self) -> list[list[int]]:
-        """Size and modification time of every file when the case was found, by which a change is noticed."""
+        """Size and modification time of every file when the case was found; they tell whether a file changed since."""
         states = [os.stat(file) for file in (*self.files, self.label)]
         return [[state.st_size, state.st_mtime_ns] for state in states]
 
@@ -64,7 +64,7 @@ class EvaluationCase:
 def validation_cases(
     plans: Plans, configuration: str, dataset_json: DatasetJson, folds: Sequence[str]
 ) -> list[EvaluationCase]:
-    """Return the cases that the folds' models were not trained with, in nnUNet_raw (fold "all" was trained with all).
+    """Return the cases of nnUNet_raw that nnU-Net validates the folds with; for fold "all", its training cases.
 
     Raises:
         UserError: when the dataset is not in nnUNet_raw and nnUNet_preprocessed, its dataset.json has mistakes, its
@@ -92,11 +92,11 @@ def validation_cases(
             f"{counted(len(twice), 'case is', 'cases are')} validated by several of these folds, for example "
             f"'{min(twice)}'. Evaluate these folds one at a time (-f)."
         )
-    return _checked(found, problems, ending)
+    return _check_files(found, problems, ending)
 
 
 def _unusable_images(folder: Path, file_ending: str, cases: Set[str]) -> list[str]:
-    """Return the problems of what nnU-Net passes over in a dataset's images, so that it would count as missing."""
+    """Return the problems of scans that nnU-Net does not list among the images, so that they would count as missing."""
     if not folder.is_dir():  # dataset.json lists the files
         return []
     return [str(scan) for scan in scan_folder(folder, file_ending).unusable if scan.case in cases]
@@ -144,15 +144,11 @@ def cases_of_folders(
         problems += unassigned
         label = str(Path(labels) / f"{name}{ending}")
         found.append(EvaluationCase(name, "+".join(folds), tuple(files), label, tuple(channels or ())))
-    return _checked(found, problems, ending)
+    return _check_files(found, problems, ending)
 
 
 def check_label_values(
-    cases: Sequence[EvaluationCase],
-    plans: Plans,
-    dataset_json: DatasetJson,
-    *,
-    show_progress: bool = True,
+    cases: Sequence[EvaluationCase], plans: Plans, dataset_json: DatasetJson, *, show_progress: bool = True
 ) -> None:
     """Read the references and check that they hold no other values than the dataset's labels.
 
@@ -175,14 +171,14 @@ def _label_problems(reader: BaseReaderWriter, known: frozenset[int], case: Evalu
     return [f"case '{case.name}': {problem}" for problem in problems]
 
 
-def _checked(cases: Sequence[EvaluationCase], problems: list[str], file_ending: str) -> list[EvaluationCase]:
+def _check_files(cases: Sequence[EvaluationCase], problems: list[str], file_ending: str) -> list[EvaluationCase]:
     """Check, by their headers alone, that every case has its files and a label of the images' shape."""
     for case in cases:
-        absent = [file for file in (*case.files, case.label) if why_unusable(file)]
-        problems += [f"case '{case.name}': {_absence(case, file, file_ending)}" for file in absent]
-        if not absent:
-            case.fingerprint  # noqa: B018 (taken now: files may change or go while others are computed)
-            _compare_headers(case, problems)
+        found = [_absence(case, file, file_ending) for file in (*case.files, case.label) if why_unusable(file)]
+        if not found:
+            case.fingerprint  # noqa: B018 (taken now, as files may change or go while others are computed)
+            found = _shape_problems(case)
+        problems += [f"case '{case.name}': {problem}" for problem in found]
     _raise_for(problems)
     if not cases:
         raise UserError("There is no case to evaluate. Choose other folds (-f), or cases with -i IMAGES -l LABELS.")
@@ -206,17 +202,17 @@ def _raise_for(problems: Sequence[str]) -> None:
         )
 
 
-def _compare_headers(case: EvaluationCase, problems: list[str]) -> None:
-    image, label = _header(case.files[0]), _header(case.label)
+def _shape_problems(case: EvaluationCase) -> list[str]:
+    """Compare the headers of label and image; those that only place them differently are a printed warning."""
+    image, label = read_header(case.files[0]), read_header(case.label)
     if image is None or label is None:
-        return
-    shapes = [header.GetSize()[:3] for header in (image, label)]
-    if shapes[0] != shapes[1]:
-        problems.append(
-            f"case '{case.name}': the label {case.label} has {_voxels(shapes[1])} voxels, the image "
-            f"{case.files[0]} {_voxels(shapes[0])}. Both must lie on one voxel grid."
-        )
-        return
+        return []
+    sizes = [format_size(header.GetSize()[:3]) for header in (image, label)]
+    if sizes[0] != sizes[1]:
+        return [
+            f"the label {case.label} has {sizes[1]} voxels, the image {case.files[0]} {sizes[0]}. Both must lie on one "
+            "voxel grid."
+        ]
     for what in ("GetSpacing", "GetOrigin", "GetDirection"):
         of_image, of_label = (np.array(getattr(header, what)()) for header in (image, label))
         if of_image.shape == of_label.shape and not np.allclose(of_image, of_label, atol=1e-3):
@@ -224,18 +220,4 @@ def _compare_headers(case: EvaluationCase, problems: list[str]) -> None:
                 f"WARNING: case '{case.name}': the label {case.label} and the image {case.files[0]} differ in "
                 f"{what.removeprefix('Get').lower()}; they are compared voxel by voxel, with the image's spacing."
             )
-
-
-def _header(file: str) -> SimpleITK.ImageFileReader | None:
-    """Read the geometry of an image without its voxels; None where SimpleITK does not know the format."""
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(file)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    return reader
-
-
-def _voxels(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    return []

@@ -10,25 +10,14 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_unimrseg.errors import UserError, listed, nearest
-from nnunetv2_unimrseg.evaluation.cases import (
-    EvaluationCase,
-    cases_of_folders,
-    check_label_values,
-    validation_cases,
-)
+from nnunetv2_unimrseg.evaluation.cases import EvaluationCase, cases_of_folders, check_label_values, validation_cases
+from nnunetv2_unimrseg.evaluation.collect import TRAINED_WITH, collect
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.evaluation.evaluation import EXTERNAL, VALIDATION, Evaluation, Failure, PredictionEntry
-from nnunetv2_unimrseg.evaluation.files import (
-    read_outcome,
-    remove_report,
-    score_table,
-    start_or_continue,
-    write_evaluation,
-)
+from nnunetv2_unimrseg.evaluation.files import remove_report, start_or_continue, write_evaluation
 from nnunetv2_unimrseg.evaluation.in_checkpoint import store_evaluation
 from nnunetv2_unimrseg.evaluation.model import Model, read_model
 from nnunetv2_unimrseg.evaluation.prediction import is_done, predict_and_score
-from nnunetv2_unimrseg.evaluation.settings import TRAINED_WITH, describe_evaluation
 from nnunetv2_unimrseg.evaluation.subsets import ALL, parse_subsets
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.modalities import Modalities, Subset
@@ -96,7 +85,7 @@ def evaluate(
     if images is not None and labels is not None:
         kind, cases = EXTERNAL, cases_of_folders(images, labels, model.dataset_json, names)
     else:
-        kind, cases = VALIDATION, validation_cases(model.plans, model.configuration, model.dataset_json, names)
+        kind, cases = VALIDATION, validation_cases(model.plans, model.entry["configuration"], model.dataset_json, names)
         if "all" in names:
             print(f"WARNING: these are the {TRAINED_WITH}.")
     folder = Path(output) if output is not None else model.folder / f"evaluation_folds_{'_'.join(names)}"
@@ -111,7 +100,7 @@ def evaluate(
     predict_and_score(model, to_do, chosen, folder, options)
 
     prediction["device"] = torch.device(options.device).type
-    evaluation = _collect(folder, model, cases, chosen, kind=kind, empty=empty, prediction=prediction)
+    evaluation = collect(folder, model, cases, chosen, kind=kind, empty=empty, prediction=prediction)
     if evaluation.unfinished:
         return evaluation
     if evaluation.scores.empty:
@@ -166,30 +155,6 @@ def _find_work(
         case: [name for name in subsets if everything or not is_done(folder, case, name, ending, reader)]
         for case in cases
     }
-
-
-def _collect(
-    folder: Path,
-    model: Model,
-    cases: Sequence[EvaluationCase],
-    subsets: Mapping[str, Subset],
-    *,
-    kind: str,
-    empty: str,
-    prediction: PredictionEntry,
-) -> Evaluation:
-    """Make an evaluation of the outcomes in its folder."""
-    pairs = [(case, name) for case in cases for name in subsets]
-    outcomes = {pair: outcome for pair in pairs if (outcome := read_outcome(folder, *pair)) is not None}
-    failures: list[Failure] = [
-        {"case": case.name, "subset": name, "reason": outcome.problem}
-        for (case, name), outcome in outcomes.items()
-        if outcome.problem
-    ]
-    settings = describe_evaluation(
-        model, prediction=prediction, kind=kind, empty=empty, cases=cases, subsets=subsets, failures=failures
-    )
-    return Evaluation(settings, score_table(outcomes, subsets, empty), folder, len(pairs) - len(outcomes))
 
 
 def _nothing_scored(failures: Sequence[Failure]) -> str:

@@ -20,10 +20,9 @@ import pandas as pd
 
 from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
-from nnunetv2_unimrseg.evaluation.evaluation import COLUMNS, FORMAT, Evaluation, Settings, Summary, folder_name
+from nnunetv2_unimrseg.evaluation.evaluation import FORMAT, Evaluation, Settings, Summary, folder_name
 from nnunetv2_unimrseg.evaluation.metrics import RawScores
 from nnunetv2_unimrseg.evaluation.summary import summary_tables
-from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.utils.files import file_problem, read_json, write_json, write_text
 
 STARTED_NAME, SCORES_NAME, SUMMARY_NAME = "evaluation.json", "subsets.csv", "summary.json"
@@ -120,31 +119,6 @@ def read_outcome(folder: Path, case: EvaluationCase, subset: str) -> Outcome | N
 
 def _outcome_path(folder: Path, case: EvaluationCase, subset: str) -> Path:
     return folder / "scores" / folder_name(subset) / f"{case.name}.json"
-
-
-def score_table(
-    outcomes: Mapping[tuple[EvaluationCase, str], Outcome], subsets: Mapping[str, Subset], empty: str
-) -> pd.DataFrame:
-    """Return the scores with a row for each case, subset and label; columns `COLUMNS`.
-
-    Args:
-        outcomes: by case and name of the subset.
-        subsets: by name.
-        empty: the convention for empty labels.
-    """
-    rows = [
-        {
-            "case": case.name,
-            "fold": case.fold,
-            "subset": subset,
-            "num_modalities": sum(subsets[subset]),
-            "label": label,
-            **score.row(empty),
-        }
-        for (case, subset), outcome in outcomes.items()
-        for label, score in outcome.scores.items()
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:

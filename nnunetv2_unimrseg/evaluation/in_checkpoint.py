@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -303,14 +303,9 @@ def _why_not_concatenate(folds: Sequence[FoldEvaluations], by_fold: Sequence[Sto
 def _concatenate(evaluations: Sequence[StoredEvaluation]) -> StoredEvaluation:
     first = evaluations[0]
     subsets = {entry["name"]: entry for one in evaluations for entry in one.subsets}
-    return StoredEvaluation(
-        kind=first.kind,
+    return replace(
+        first,
         weights_sha256={fold: digest for one in evaluations for fold, digest in one.weights_sha256.items()},
-        modalities=first.modalities,
-        labels=first.labels,
         subsets=list(subsets.values()),
-        conventions=first.conventions,
-        prediction=first.prediction,
-        versions=first.versions,
         scores=pd.concat([one.scores for one in evaluations], ignore_index=True),
     )

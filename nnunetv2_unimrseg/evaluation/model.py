@@ -37,7 +37,6 @@ class Model:
         in_memory: what `segmentation_checkpoints` yields, where all folds predict together. Otherwise it is empty: a
             fold is read again when its turn comes, so that the weights of one fold at a time are in memory.
         plans, dataset_json: as they lie in the folder.
-        configuration: name of the plans' configuration.
         knows_missing: whether it was made for missing modalities.
         entry: what `summary.json` says of it.
     """
@@ -47,7 +46,6 @@ class Model:
     in_memory: list[tuple[Path, dict[str, Any]]]
     plans: Plans
     dataset_json: DatasetJson
-    configuration: str
     knows_missing: bool
     entry: ModelEntry
 
@@ -99,7 +97,7 @@ def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str, *, toge
         "weights_sha256": hashes,
         "missing_modalities": KNOWN if knows_missing else ZERO_FILLED,
     }
-    return Model(folder, paths, in_memory, plans, dataset_json, configuration, knows_missing, entry)
+    return Model(folder, paths, in_memory, plans, dataset_json, knows_missing, entry)
 
 
 def label_values(dataset_json: DatasetJson, plans: Plans) -> dict[str, LabelValue]:

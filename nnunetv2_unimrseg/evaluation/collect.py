@@ -1,19 +1,24 @@
-"""What `summary.json` records of how an evaluation was made."""
+"""Making an evaluation of the outcomes that lie in its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
 
 from nnunetv2_unimrseg.evaluation.cases import EvaluationCase
 from nnunetv2_unimrseg.evaluation.conventions import FAILURE_DICE
 from nnunetv2_unimrseg.evaluation.evaluation import (
+    COLUMNS,
     EXTERNAL,
     FORMAT,
     VALIDATION,
-    Failure,
+    Evaluation,
     PredictionEntry,
     Settings,
 )
+from nnunetv2_unimrseg.evaluation.files import read_outcome
 from nnunetv2_unimrseg.evaluation.model import Model, label_values
 from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.utils.versions import package_versions
@@ -27,19 +32,43 @@ SOURCES = {
 }
 
 
-def describe_evaluation(
+def collect(
+    folder: Path,
     model: Model,
-    *,
-    prediction: PredictionEntry,
-    kind: str,
-    empty: str,
     cases: Sequence[EvaluationCase],
     subsets: Mapping[str, Subset],
-    failures: Sequence[Failure],
-) -> Settings:
-    """Return everything that `summary.json` records but the means of the scores."""
+    *,
+    kind: str,
+    empty: str,
+    prediction: PredictionEntry,
+) -> Evaluation:
+    """Return the evaluation of all cases and subsets that were predicted and scored.
+
+    Args:
+        folder: of the evaluation.
+        model: that predicted.
+        cases: to be evaluated.
+        subsets: by name, to be evaluated.
+        kind: `VALIDATION` or `EXTERNAL`.
+        empty: the convention for empty labels.
+        prediction: how the model predicted.
+    """
+    pairs = [(case, name) for case in cases for name in subsets]
+    outcomes = {pair: outcome for pair in pairs if (outcome := read_outcome(folder, *pair)) is not None}
+    rows = [
+        {
+            "case": case.name,
+            "fold": case.fold,
+            "subset": name,
+            "num_modalities": sum(subsets[name]),
+            "label": label,
+            **score.row(empty),
+        }
+        for (case, name), outcome in outcomes.items()
+        for label, score in outcome.scores.items()
+    ]
     labels, modalities, folds = label_values(model.dataset_json, model.plans), model.modalities, model.entry["folds"]
-    return {
+    settings: Settings = {
         "format": FORMAT,
         "name": f"{model.entry['trainer']}, fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}",
         "versions": package_versions("nnunetv2", "torch", "monai"),
@@ -61,5 +90,10 @@ def describe_evaluation(
         ],
         "reader": model.plans["image_reader_writer"],
         "file_ending": model.dataset_json["file_ending"],
-        "failures": list(failures),
+        "failures": [
+            {"case": case.name, "subset": name, "reason": outcome.problem}
+            for (case, name), outcome in outcomes.items()
+            if outcome.problem
+        ],
     }
+    return Evaluation(settings, pd.DataFrame(rows, columns=list(COLUMNS)), folder, len(pairs) - len(outcomes))
