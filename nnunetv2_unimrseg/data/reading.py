@@ -7,7 +7,6 @@ folder can be checked and all problems of all cases be listed at once.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,15 @@ import numpy as np
 
 from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.scan_folder import split_name, why_unusable
+from nnunetv2_unimrseg.data.voxel_grid import Image, grid_difference, has_position, spatial_only
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError, format_size, listed
+from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-    from nnunetv2_unimrseg.nnunet.types import ImageProperties, SitkGeometry
-
-LARGEST_DISPLACEMENT = 0.5
-"""Voxels by which the corners of two images of a case may lie apart; beyond this they show different places."""
-
-NOTICED_DISPLACEMENT = 1e-3
-"""Voxels from which on a displacement is worth a warning."""
-
-_SMALLEST_VOLUME = 1e-6
-"""Of a voxel with edges of length one, below which its edges lie in a plane."""
+    from nnunetv2_unimrseg.nnunet.types import ImageProperties
 
 
 @dataclass(frozen=True)
@@ -51,14 +42,6 @@ class RawCase:
     properties: ImageProperties
     reference: str
     files: dict[int, str]
-
-
-@dataclass(frozen=True)
-class _Image:
-    path: str
-    data: np.ndarray
-    """Shape (channels, X, Y, Z), float32."""
-    properties: ImageProperties
 
 
 def case_name(files: Sequence[str], file_ending: str) -> str:
@@ -181,7 +164,7 @@ def read_case(
         return None, [f"no file. Give at least one of {_numbered(modalities)}."]
     read = [_read_file(str(file), lambda path: reader.read_images([path]), otherwise) for file in files]
     problems = [one for one in read if isinstance(one, str)]
-    images = [one for one in read if isinstance(one, _Image)]
+    images = [one for one in read if isinstance(one, Image)]
     channels = _stacked_channels(images, modalities)
     if channels is None:
         problems += _several_channels(images, modalities)
@@ -191,7 +174,7 @@ def read_case(
         return None, problems
     ordered = _in_order(channels, images)
     reference = next(filter(_holds_something, ordered), ordered[0])
-    differences = [_difference(reference, image) for image in images if image is not reference]
+    differences = [grid_difference(reference, image) for image in images if image is not reference]
     problems += filter(None, differences)
     if problems or channels is None:
         return None, problems
@@ -251,14 +234,14 @@ def read_label(
     label = _read_file(path, reader.read_seg, otherwise)
     if isinstance(label, str):
         return None, [label]
-    if case is not None and (problem := _difference(_Image(case.reference, case.image, case.properties), label)):
+    if case is not None and (problem := grid_difference(Image(case.reference, case.image, case.properties), label)):
         return None, [problem]
     return label.data, []
 
 
 def _read_file(
     path: str, read: Callable[[str], tuple[np.ndarray, ImageProperties]], otherwise: str | None
-) -> _Image | str:
+) -> Image | str:
     """Read a file, or say why it cannot be used."""
     if problem := why_unusable(path, otherwise):
         return f"{path}: {problem}"
@@ -274,8 +257,8 @@ def _read_file(
         return f"{path}: cannot be used: it cannot be read: {explain_failure(error)}. {advice}"
     if data.size == 0:
         return f"{path}: holds no voxel (shape {data.shape[1:]}). {advice}"
-    image = _Image(path, data.astype(np.float32, copy=False), _spatial_only(properties))
-    if not _is_place(_affine(image.properties)):
+    image = Image(path, data.astype(np.float32, copy=False), spatial_only(properties))
+    if not has_position(image.properties):
         return (
             f"{path}: cannot be used: its header gives it no position in space: the matrix from voxels to millimetres "
             f"is singular or not finite. Correct its geometry (of NIfTI: qform, sform, pixdim), or {otherwise}."
@@ -283,32 +266,7 @@ def _read_file(
     return image
 
 
-def _is_place(affine: np.ndarray | None) -> bool:
-    """Whether a matrix from voxel indices to positions can be inverted; None, where none is known, passes."""
-    if affine is None:
-        return True
-    matrix = affine[:-1, :-1]
-    lengths = np.linalg.norm(matrix, axis=0)
-    if not (np.isfinite(affine).all() and np.isfinite(lengths).all() and (lengths > 0).all()):
-        return False
-    return bool(abs(np.linalg.det(matrix / lengths)) > _SMALLEST_VOLUME)
-
-
-def _spatial_only(properties: ImageProperties) -> ImageProperties:
-    """Drop the channel axis from the geometry of a file of several channels, or no segmentation could be written."""
-    geometry = properties.get("sitk_stuff")
-    if geometry is None or len(geometry["spacing"]) < 4:
-        return properties
-    direction = np.reshape(geometry["direction"], (4, 4))[:3, :3]
-    spatial: SitkGeometry = {
-        "spacing": geometry["spacing"][:3],
-        "origin": geometry["origin"][:3],
-        "direction": tuple(direction.ravel().tolist()),
-    }
-    return {**properties, "sitk_stuff": spatial}
-
-
-def _stacked_channels(images: Sequence[_Image], modalities: Modalities) -> list[int] | None:
+def _stacked_channels(images: Sequence[Image], modalities: Modalities) -> list[int] | None:
     """Return the first channel of each file where files of several channels give all modalities, as in nnU-Net."""
     ends = list(itertools.accumulate(len(image.data) for image in images))
     if len(images) == len(modalities) or not ends or ends[-1] != len(modalities):
@@ -316,7 +274,7 @@ def _stacked_channels(images: Sequence[_Image], modalities: Modalities) -> list[
     return [0, *ends[:-1]]
 
 
-def _several_channels(images: Sequence[_Image], modalities: Modalities) -> list[str]:
+def _several_channels(images: Sequence[Image], modalities: Modalities) -> list[str]:
     return [
         f"{image.path}: holds {len(image.data)} channels. A file holds either one modality, or a single file all "
         f"{len(modalities)} ({', '.join(modalities)})."
@@ -325,39 +283,14 @@ def _several_channels(images: Sequence[_Image], modalities: Modalities) -> list[
     ]
 
 
-def _in_order(channels: Sequence[int] | None, images: Sequence[_Image]) -> list[_Image]:
+def _in_order(channels: Sequence[int] | None, images: Sequence[Image]) -> list[Image]:
     if channels is None or len(channels) != len(images):
         return list(images)
     return [image for _, image in sorted(zip(channels, images, strict=True), key=lambda pair: pair[0])]
 
 
-def _holds_something(image: _Image) -> bool:
+def _holds_something(image: Image) -> bool:
     return any(low != high for low, high in map(extreme_values, image.data))
-
-
-def _difference(reference: _Image, image: _Image) -> str | None:
-    """Say how two images do not lie on one voxel grid, or None; a small displacement is only warned of."""
-    both = f"{reference.path} and {image.path}"
-    shapes = reference.data.shape[1:], image.data.shape[1:]
-    spacings = reference.properties["spacing"], image.properties["spacing"]
-    advice = "All files of a case must lie on one voxel grid; resample one onto the other."
-    if shapes[0] != shapes[1]:
-        return f"{both} differ in shape: {format_size(shapes[0])} and {format_size(shapes[1])} voxels. {advice}"
-    if not np.allclose(*spacings):  # as nnU-Net's readers compare them
-        return f"{both} differ in spacing: {format_size(spacings[0])} and {format_size(spacings[1])}. {advice}"
-    apart = _displacement(reference, image)
-    if not apart <= LARGEST_DISPLACEMENT:
-        return (
-            f"{both} differ in origin or direction: their corners lie up to {apart:.2f} voxels apart, more than "
-            f"the {LARGEST_DISPLACEMENT} that are tolerated. {advice}"
-        )
-    if apart > NOTICED_DISPLACEMENT:
-        warnings.warn(
-            f"{both} differ a little in origin or direction: their corners lie up to {apart:.3f} voxels apart. "
-            "They are used as if they lay on one grid.",
-            stacklevel=2,
-        )
-    return None
 
 
 def extreme_values(channel: np.ndarray) -> tuple[float, float]:
@@ -365,35 +298,6 @@ def extreme_values(channel: np.ndarray) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         channel = channel.astype(np.float32, copy=False)
         return float(channel.min()), float(channel.max())
-
-
-def _displacement(reference: _Image, image: _Image) -> float:
-    """Return the largest distance between corresponding corner voxels, in voxels of the first image."""
-    first, second = _affine(reference.properties), _affine(image.properties)
-    if first is None or second is None or first.shape != second.shape:
-        return 0.0
-    dimensions = len(first) - 1
-    sizes = reference.data.shape[:0:-1][:dimensions]
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, size - 1) for size in sizes))]).T
-    apart = ((second - first) @ corners)[:dimensions]
-    if not np.isfinite(apart).all():
-        return np.inf
-    return float(np.linalg.norm(np.linalg.pinv(first[:dimensions, :dimensions]) @ apart, axis=0).max())
-
-
-def _affine(properties: ImageProperties) -> np.ndarray | None:
-    """Return the matrix from voxel indices (x, y[, z]) to positions, or None where the reader knows none."""
-    if "nibabel_stuff" in properties:
-        known = properties["nibabel_stuff"]
-        return np.asarray(known.get("reoriented_affine", known["original_affine"]), dtype=float)
-    if "sitk_stuff" not in properties:
-        return None
-    geometry = properties["sitk_stuff"]
-    dimensions = len(geometry["spacing"])
-    affine = np.eye(dimensions + 1)
-    affine[:-1, :-1] = np.reshape(geometry["direction"], (dimensions, dimensions)) * geometry["spacing"]
-    affine[:-1, -1] = geometry["origin"]
-    return affine
 
 
 def _numbered(modalities: Modalities) -> str:
