@@ -123,6 +123,13 @@ def test_every_setting_in_the_text_exists(page):
         assert field in settings[section], f"{section}.{field}"
 
 
+def test_every_setting_on_the_page_of_the_method_exists():
+    settings = {field for section in UniMRSegConfig().to_dict().values() for field in section}
+    codes = [code.partition(":")[0] for code in inline_code(DOCS / "method.md")]
+    named = {code for code in codes if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", code)} - {"no_grad"}
+    assert len(named) >= 10 and not named - settings, named - settings
+
+
 VARYING = r"CASE(?:_XXXX)?|SUBSET|FOLDER|\.nii\.gz|(?<=folds)_0$|nnUNetUniMRSegPlans|_3d_fullres|fold_X"
 """Parts of file names that differ from case to case."""
 
