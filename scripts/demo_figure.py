@@ -30,8 +30,9 @@ from nnunetv2_unimrseg.reports.case_images import (
     read_case_images,
 )
 from nnunetv2_unimrseg.reports.html import percent
-from nnunetv2_unimrseg.reports.montage import case_dice, modalities_by_cost, subset_words
+from nnunetv2_unimrseg.reports.montage import case_dice, modalities_by_cost
 from nnunetv2_unimrseg.reports.plots import plain
+from nnunetv2_unimrseg.reports.tables import describe_subset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,8 +126,8 @@ def _draw_patient(axes: Sequence[Axes], evaluation: Evaluation, case: CaseImages
     show_labels(axes[len(modalities)], case.reference, list(modalities), "reference")
     for axis, name in zip(axes[len(modalities) + 1 :], subsets, strict=True):
         subset = evaluation.subsets[name]
-        available = [modality for modality, there in zip(modalities, subset, strict=True) if there]
-        title = f"{subset_words(modalities, subset)}\nDice {percent(dice[case.case, name])}"
+        available = modalities.available(subset)
+        title = f"{describe_subset(modalities, subset)}\nDice {percent(dice[case.case, name])}"
         show_labels(axis, case.predictions[name], available, title)
 
 

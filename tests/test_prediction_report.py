@@ -18,14 +18,14 @@ from test_predictor_files import SEQUENTIAL, make_predictor, tiny_network
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.evaluation.in_checkpoint import store_evaluation
 from nnunetv2_unimrseg.evaluation.expected_dice import EvaluatedModel, expected_dice
+from nnunetv2_unimrseg.evaluation.in_checkpoint import store_evaluation
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, weights_sha256
 from nnunetv2_unimrseg.reports import case_remarks
-from nnunetv2_unimrseg.reports.case_remarks import expected_of_case, remarks
+from nnunetv2_unimrseg.reports.case_remarks import expected_for_case, remarks
 from nnunetv2_unimrseg.reports.prediction import evaluated_model, write_prediction_report
 from nnunetv2_unimrseg.utils.hardware import device_option
 
@@ -118,7 +118,7 @@ def test_predict_writes_what_to_expect_of_each_case(model, patients, tmp_path, c
     ]  # fmt: skip
     assert described["evaluation"]["kind"] == "validation" and described["evaluation"]["num_cases"] == 12
     assert described["evaluation"]["conventions"]["empty"] == "brats"
-    assert "mirrored images: True, here False" in described["cautions"][0]
+    assert "mirrored images: True) than these predictions (False" in described["cautions"][0]
     table = expected_dice(model, 0, ("CT", "T1"))
     b = report["cases"]["b"]
     assert (b["available"], b["missing"], b["subset"]) == (["CT", "T1"], ["PET", "T2"], "CT+T1")
@@ -291,18 +291,20 @@ CASES = {
 }
 
 
-def test_what_makes_the_expectation_less_to_the_point_is_said(tmp_path):
+def test_the_report_cautions_where_expected_dice_may_be_wrong(tmp_path):
     def cautions(model: EvaluatedModel, **prediction: object) -> str:
         (described,) = write_prediction_report(tmp_path, model, CASES, prediction=prediction)["models"].values()
         return " ".join(described["cautions"])
 
     assert cautions(in_memory()) == ""
-    assert "on the cases that it was trained with" in cautions(in_memory(("all",)))
+    assert "on its own training cases" in cautions(in_memory(("all",)))
     assert cautions(in_memory(("all",), kind="external")) == ""
     assert "Each fold was evaluated alone" in cautions(in_memory(("0", "1")))
     (tmp_path / "report.json").unlink()
     steps = in_memory(prediction={"mirroring": True, "step_size": 0.5})
-    assert "(step of the sliding window: 0.5, here 0.7)" in cautions(steps, mirroring=True, step_size=0.7)
+    assert "(step of the sliding window: 0.5) than these predictions (0.7)" in cautions(
+        steps, mirroring=True, step_size=0.7
+    )
 
 
 def test_dice_that_is_nowhere_defined_is_not_expected(tmp_path):
@@ -349,11 +351,11 @@ def test_what_to_expect_is_worked_out_once_for_each_subset(model, tmp_path, monk
 
     def counted(of: EvaluatedModel, available: tuple[str, ...]) -> tuple[list, list]:
         asked.append(available)
-        return expected_of_case(of, available)
+        return expected_for_case(of, available)
 
-    monkeypatch.setattr(case_remarks, "expected_of_case", counted)
+    monkeypatch.setattr(case_remarks, "expected_for_case", counted)
     some = {f"case_{number}": {"available": tiny.NAMES[: 1 + number % 2], "missing": []} for number in range(8)}
     report = write_prediction_report(tmp_path, known, some)
     assert asked == [("CT",), ("CT", "PET")]
-    assert report["cases"]["case_3"]["expected_dice"] == expected_of_case(known, ("CT", "PET"))[0] != []
+    assert report["cases"]["case_3"]["expected_dice"] == expected_for_case(known, ("CT", "PET"))[0] != []
     assert list(remarks(known, some)) == list(some) and len(asked) == 4

@@ -40,12 +40,12 @@ def test_cases_whose_files_are_gone_are_named_and_the_others_drawn(phantom, tmp_
     page = write_report(dataclasses.replace(phantom, settings=settings), tmp_path)
     assert [path.name for path in (tmp_path / "montages").iterdir()] == ["phantom_001.png"]
     text = page.read_text(encoding="utf-8")
-    assert "No pictures of 1 of 2 cases" in text and "moved.nii.gz" in text
+    assert "1 of 2 cases have no pictures" in text and "moved.nii.gz" in text
 
 
 def test_an_evaluation_in_memory_is_reported_without_pictures(tmp_path):
     page = write_report(made_up(["CT", "PET"], ["tumour"], num_cases=2), tmp_path)
-    assert "No pictures of 2 of 2 cases" in page.read_text(encoding="utf-8")
+    assert "2 of 2 cases have no pictures" in page.read_text(encoding="utf-8")
     assert not (tmp_path / "montages").exists()
 
 
@@ -56,7 +56,11 @@ def test_failures_are_listed(tmp_path):
         dataclasses.replace(evaluation, settings={**evaluation.settings, "failures": [failure]}), tmp_path
     )
     text = page.read_text(encoding="utf-8")
-    assert "case_77" in text and "the file is &lt;truncated&gt;" in text and "1 of the predictions failed" in text
+    assert (
+        "case_77" in text
+        and "the file is &lt;truncated&gt;" in text
+        and "1 prediction failed and does not count" in text
+    )
 
 
 def test_an_old_report_stays_whole_when_the_new_one_cannot_be_made(tmp_path, monkeypatch):
@@ -116,7 +120,7 @@ def test_many_rows_are_cut_to_the_worst_and_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_page, "MOST_PAIR_ROWS", 2)
     evaluation = made_up(["A", "B", "C"], ["tumour"], num_cases=3)
     text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
-    assert "The worst 4 rows; 17 more are in subsets.csv" in text and "7 better ones are in summary.json" in text
+    assert "the worst 4 rows; subsets.csv has 17 more" in text and "7 better ones are only in summary.json" in text
     worst = evaluation.scores.nsmallest(4, "dice")
     rows = re.findall(r'<tr data-subset="([^"]*)" data-case="([^"]*)"', text)
     assert sorted(rows) == sorted(zip(worst["subset"], worst["case"], strict=True))

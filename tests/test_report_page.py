@@ -10,7 +10,7 @@ from report_phantom import phantom_evaluation
 
 from nnunetv2_unimrseg.evaluation.summary import adding_modalities, by_subset
 from nnunetv2_unimrseg.reports.evaluation import write_report
-from nnunetv2_unimrseg.reports.montage import subset_words
+from nnunetv2_unimrseg.reports.tables import describe_subset
 
 MEAN_COLUMN = 2 + 4 + 3
 
@@ -79,7 +79,7 @@ def test_it_opens_from_disk_without_a_complaint_and_loads_nothing_else(page, add
 def test_the_table_has_the_summarys_figures_and_sorts_both_ways(page, evaluation):
     figures = by_subset(evaluation)
     dice = figures[figures["label"] == "mean"].set_index("subset")["dice"]
-    words = {subset_words(evaluation.modalities, subset): name for name, subset in evaluation.subsets.items()}
+    words = {describe_subset(evaluation.modalities, subset): name for name, subset in evaluation.subsets.items()}
     rows = visible_rows(page, "#subset-table")
     assert {words[row[0]]: row[MEAN_COLUMN] for row in rows} == {name: f"{100 * v:.1f}" for name, v in dice.items()}
     averages = page.execute_script("return document.querySelector('#subset-table').tFoot.textContent")

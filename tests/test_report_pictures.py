@@ -30,9 +30,9 @@ from nnunetv2_unimrseg.reports.montage import (
     legend_labels,
     modalities_by_cost,
     shown_subsets,
-    subset_words,
     write_montage,
 )
+from nnunetv2_unimrseg.reports.tables import describe_subset
 from nnunetv2_unimrseg.reports.viewer import shown_slices, viewer_case, viewer_cases
 
 COMPLETE = "FLAIR+T1+T1ce+T2"
@@ -183,7 +183,7 @@ def test_all_of_few_subsets_are_shown_and_of_many_the_complete_leave_one_out_and
 
 def test_subsets_are_named_in_few_words():
     modalities = made_up().modalities
-    words = {name: subset_words(modalities, subset) for name, subset in made_up().subsets.items()}
+    words = {name: describe_subset(modalities, subset) for name, subset in made_up().subsets.items()}
     assert words[COMPLETE] == "all modalities" and words["T1"] == "only T1"
     assert words["FLAIR+T1ce+T2"] == "without T1" and words["FLAIR+T1"] == "FLAIR+T1"
 

@@ -17,7 +17,7 @@ from nnunetv2_unimrseg.reports.tables import (
     latex_escaped,
     markdown_escaped,
     subset_table,
-    table_of,
+    table_with_averages,
 )
 
 CT_PET = Modalities(["CT", "PET"])
@@ -25,7 +25,7 @@ THREE = {(True, True): [0.9, 0.7], (False, True): [0.5, float("nan")], (True, Fa
 
 
 def test_rows_come_by_number_then_in_channel_order_and_averages_are_of_the_known_figures():
-    table = table_of(THREE, CT_PET, ["a", "b"], "Dice (%)", factor=100)
+    table = table_with_averages(THREE, CT_PET, ["a", "b"], "Dice (%)", factor=100)
     assert table.subsets == [(True, False), (False, True), (True, True)]
     assert table.values == [["30.0", "10.0"], ["50.0", "-"], ["90.0", "70.0"]]
     assert table.averages == {
@@ -36,9 +36,9 @@ def test_rows_come_by_number_then_in_channel_order_and_averages_are_of_the_known
 
 
 def test_without_the_complete_subset_only_all_are_averaged():
-    table = table_of({(True, False): [0.1], (False, True): [0.2]}, CT_PET, ["a"], "")
+    table = table_with_averages({(True, False): [0.1], (False, True): [0.2]}, CT_PET, ["a"], "")
     assert list(table.averages) == ["mean of all 2", "standard deviation over all 2"]
-    assert table_of({(True, False): [0.1]}, CT_PET, ["a"], "").averages == {}
+    assert table_with_averages({(True, False): [0.1]}, CT_PET, ["a"], "").averages == {}
 
 
 @pytest.mark.parametrize(("figure", "factor"), [("dice", 100), ("hd95_mm", 1), ("failure_rate", 100)])

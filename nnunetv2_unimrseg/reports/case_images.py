@@ -12,10 +12,10 @@ import numpy as np
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 
 LESION = "lesion"
-"""What everything but background is called where the values of the labels are not known."""
+"""The name of all foreground together, where the values of the labels are not recorded."""
 
 COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
-"""Of the labels, by Okabe and Ito: colour-blind readers can tell them apart, also on grey."""
+"""Okabe and Ito's palette for labels: colour-blind readers can tell them apart, also on grey."""
 
 OUTLINE = 2
 """Width of a label's outline in pixels."""
@@ -24,19 +24,19 @@ TINT, OPAQUE = 64, 255
 """Alpha of a label's area and of its outline, of 255."""
 
 PERCENTILES = (1.0, 99.5)
-"""Of the intensities that differ from the image's corner: shown as black and as white."""
+"""Of the intensities that differ from the image's corner; they are shown as black and as white."""
 
 
 @dataclass(frozen=True)
 class CaseImages:
-    """What is shown of a case.
+    """The images and segmentations of a case, as pictures show them.
 
     Attributes:
         case: its name.
-        images: by modality, only those that are there; each `(X, Y, Z)` in the reader's axis order, slices first; empty
-            margins are cut off, the number of slices is kept.
-        reference: label values, `(X, Y, Z)`; 0 where none is scored, as where the ignore label is.
-        predictions: label values by subset, `(X, Y, Z)`; only those that are there.
+        images: by modality, those with a file; each `(X, Y, Z)` in the reader's axis order, slices first; cropped to
+            their content, except along the first axis.
+        reference: label values, `(X, Y, Z)`; 0 where no label is scored, as inside the ignore label.
+        predictions: label values by subset, `(X, Y, Z)`; those with a file.
         aspect: height of a voxel of a slice divided by its width.
     """
 
@@ -57,11 +57,11 @@ def read_case_images(evaluation: Evaluation, case: Mapping[str, Any], subsets: S
     Args:
         evaluation: one that has a folder.
         case: an entry of `evaluation.settings["cases"]`.
-        subsets: whose predictions to read; one that is not there (its case failed) is left out.
+        subsets: names of those whose predictions to read; one without a file (its prediction failed) is left out.
 
     Raises:
-        FileNotFoundError: when the reference, all images or all predictions are not there (moved, or deleted).
-        ValueError: when the files are not of one shape.
+        FileNotFoundError: when there is no reference, no image or no prediction (moved, or deleted).
+        ValueError: when the arrays differ in shape.
     """
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
@@ -72,7 +72,7 @@ def read_case_images(evaluation: Evaluation, case: Mapping[str, Any], subsets: S
     if not Path(case["label"]).is_file():
         raise FileNotFoundError(f"there is no reference {case['label']}")
     if not images:
-        raise FileNotFoundError(f"there is none of its images ({', '.join(map(str, case['images'].values()))})")
+        raise FileNotFoundError(f"none of its images is there ({', '.join(map(str, case['images'].values()))})")
     if not predicted:
         raise FileNotFoundError(
             f"there is no prediction such as {evaluation.prediction_path(case['case'], subsets[0])}"
@@ -88,11 +88,11 @@ def read_case_images(evaluation: Evaluation, case: Mapping[str, Any], subsets: S
     )
     shapes = {array.shape for array in (shown.reference, *shown.images.values(), *shown.predictions.values())}
     if len(shapes) > 1:
-        raise ValueError(f"its images, reference and predictions are not of one shape: {sorted(shapes)}")
-    return _without_margins(shown)
+        raise ValueError(f"its images, reference and predictions differ in shape: {sorted(shapes)}")
+    return _crop_margins(shown)
 
 
-def _without_margins(case: CaseImages) -> CaseImages:
+def _crop_margins(case: CaseImages) -> CaseImages:
     """Cut off the rows and columns in which no image differs from its corner and nothing is labelled."""
     segmentations = [case.reference, *case.predictions.values()]
     shown = [(image != image.flat[0]).any(axis=0) for image in case.images.values()]
@@ -110,7 +110,7 @@ def _without_margins(case: CaseImages) -> CaseImages:
 
 
 def label_values(evaluation: Evaluation) -> dict[str, list[int]]:
-    """Return the values of each label or region; everything above zero as `LESION` where they are not recorded."""
+    """Return the values of each label or region; `LESION` without values where they are not recorded."""
     recorded = evaluation.settings.get("label_values")
     if not recorded:
         return {LESION: []}
@@ -118,7 +118,7 @@ def label_values(evaluation: Evaluation) -> dict[str, list[int]]:
 
 
 def label_colours(names: Sequence[str]) -> dict[str, str]:
-    """Return a colour a label: `COLOURS`, and more of an even scale where there are more labels."""
+    """Return a colour for each label: from `COLOURS`, or from an even scale where there are more labels."""
     if len(names) <= len(COLOURS):
         return dict(zip(names, COLOURS, strict=False))
     from matplotlib import colormaps, colors
@@ -128,18 +128,18 @@ def label_colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def label_mask(segmentation: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Return where a segmentation has one of the values; no values: where it is above zero."""
+    """Return where a segmentation has one of the values; without values, where it is above zero."""
     return np.isin(segmentation, values) if len(values) else segmentation > 0
 
 
 def largest_slice(segmentation: np.ndarray) -> int:
-    """Return the index along the first axis of `(X, Y, Z)` with most foreground; the middle one without any."""
+    """Return the index along the first axis of `(X, Y, Z)` with most foreground; the middle one where there is none."""
     areas = (segmentation > 0).sum(axis=(1, 2))
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
 def intensity_window(image: np.ndarray) -> tuple[float, float]:
-    """Return the intensities to show as black and as white: `PERCENTILES`, the corner's intensity in between."""
+    """Return the intensities to show as black and as white: `PERCENTILES`, widened to the corner's intensity."""
     corner = float(image.flat[0])
     body = image[image != corner]
     if not body.size:
@@ -156,7 +156,7 @@ def grey(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def overlay(segmentation: np.ndarray, values: Mapping[str, Sequence[int]], colours: Mapping[str, str]) -> np.ndarray:
-    """Return labels of a slice as tinted areas with an outline of `OUTLINE` pixels, the largest label below the others.
+    """Return the labels of a slice as tinted areas with an outline of `OUTLINE` pixels, small labels over large ones.
 
     Args:
         segmentation: label values, `(Y, X)`.
@@ -170,7 +170,7 @@ def overlay(segmentation: np.ndarray, values: Mapping[str, Sequence[int]], colou
     from scipy.ndimage import binary_erosion
 
     picture = np.zeros((*segmentation.shape, 4), dtype=np.uint8)
-    masks = {name: label_mask(segmentation, of_label) for name, of_label in values.items()}
+    masks = {name: label_mask(segmentation, label) for name, label in values.items()}
     by_size = sorted(masks, key=lambda name: -np.count_nonzero(masks[name]))
     for alpha in (TINT, OPAQUE):
         for name in by_size:
@@ -181,17 +181,17 @@ def overlay(segmentation: np.ndarray, values: Mapping[str, Sequence[int]], colou
 
 
 def enlarged(segmentation: np.ndarray, factor: int) -> np.ndarray:
-    """Return a label slice with every pixel repeated, so that outlines are thin beside the structures."""
+    """Return a label slice with every pixel repeated, so that outlines are thin."""
     return segmentation.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def background_modality(available: Sequence[str], shown: Sequence[str], by_cost: Sequence[str]) -> str:
-    """Return the modality to draw a prediction on: of those that it was made from, the one that matters most.
+    """Return the modality to draw a prediction on: of those that it was made from, the costliest to lose.
 
     Args:
-        available: modalities of the prediction's subset; of the case's all others lie hidden.
-        shown: modalities of which there are images.
-        by_cost: all modalities, those whose loss costs most first.
+        available: modalities of the prediction's subset.
+        shown: modalities that have an image.
+        by_cost: all modalities, the costliest to lose first.
     """
     candidates = [name for name in by_cost if name in shown]
     return next((name for name in candidates if name in available), candidates[0])

@@ -1,8 +1,8 @@
-"""What `unimrseg compare` writes.
+"""The files that `unimrseg compare` writes.
 
 FOLDER/differences.csv    the paired differences, tidy
 FOLDER/subsets.csv        the scores of all models, tidy
-FOLDER/summary.json       versions, models, conventions, method and figures
+FOLDER/summary.json       versions, models, conventions, method and the differences
 FOLDER/table.md, .tex     Dice by subset, a table a label
 FOLDER/plots/*.png        Dice by subset; differences with their intervals
 FOLDER/report.html        all of it on one page
@@ -17,12 +17,11 @@ from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.evaluation.files import SCORES_NAME, SUMMARY_NAME
 from nnunetv2_unimrseg.evaluation.summary import records
-from nnunetv2_unimrseg.nnunet.paths import read_json, write_json
 from nnunetv2_unimrseg.reports import comparison_plots as plots
-from nnunetv2_unimrseg.reports.comparison_page import report_page
+from nnunetv2_unimrseg.reports.comparison_page import comparison_page, describe_models
 from nnunetv2_unimrseg.reports.comparison_tables import comparison_table
-from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, markdown_escaped
-from nnunetv2_unimrseg.utils.files import whole_files
+from nnunetv2_unimrseg.reports.tables import write_tables
+from nnunetv2_unimrseg.utils.files import read_json, whole_files, write_json
 from nnunetv2_unimrseg.utils.output_folder import check_output_folder
 from nnunetv2_unimrseg.utils.versions import package_versions
 
@@ -36,8 +35,8 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Check that a comparison may be written to `folder`: a new or empty one, or one that holds a comparison.
 
     Raises:
-        UserError: when it cannot be written to (see `check_output_folder`), when it holds an evaluation, or, unless
-            `overwrite`, anything else.
+        UserError: as `check_output_folder`; when the folder holds an evaluation; without `overwrite`, when it holds
+            anything else.
     """
     check_output_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -57,7 +56,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write everything; the files move into `folder` when all are written and whole.
+    """Write all files; they move into `folder` when all are written and whole.
 
     Raises:
         UserError: when the folder cannot be written to; then it is as it was.
@@ -71,38 +70,28 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
     comparison.differences.to_csv(folder / DIFFERENCES_NAME, index=False)
     comparison.scores.to_csv(folder / SCORES_NAME, index=False)
     labels = [comparison.headline, *(label for label in comparison.labels if label != comparison.headline)]
-    tables = {label: comparison_table(comparison, label) for label in labels}
-    markdown = [f"{markdown_escaped(table.caption)}\n\n{as_markdown(table)}\n" for table in tables.values()]
-    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    latex = [as_latex(table, f"tab:comparison-{number}") for number, table in enumerate(tables.values(), start=1)]
-    (folder / "table.tex").write_text("\n\n".join(latex) + "\n", encoding="utf-8")
+    tables = [comparison_table(comparison, label) for label in labels]
+    write_tables({f"tab:comparison-{number}": table for number, table in enumerate(tables, start=1)}, folder)
     plots.dice_by_subset(comparison, folder / DICE_PLOT)
     plots.differences(comparison, folder / DIFFERENCES_PLOT)
-    page = report_page(comparison, dice_plot=folder / DICE_PLOT, differences_plot=folder / DIFFERENCES_PLOT)
+    page = comparison_page(comparison, dice_plot=folder / DICE_PLOT, differences_plot=folder / DIFFERENCES_PLOT)
     (folder / REPORT_NAME).write_text(page, encoding="utf-8")
-    write_json(folder / SUMMARY_NAME, summary_of(comparison))
+    write_json(folder / SUMMARY_NAME, summarise(comparison))
 
 
-def summary_of(comparison: Comparison) -> dict[str, Any]:
-    """Return what `summary.json` holds; JSON types, None for what is undefined."""
+def summarise(comparison: Comparison) -> dict[str, Any]:
+    """Return the content of `summary.json`; JSON types, None for undefined values."""
     matched = comparison.matched
     return {
         FORMAT_KEY: FORMAT,
         "versions": package_versions("numpy", "pandas", "scipy"),
-        "models": [
-            {
-                "name": name,
-                "folder": evaluation.folder and str(evaluation.folder.resolve()),
-                **{key: evaluation.settings[key] for key in ("model", "prediction", "versions")},
-            }
-            for name, evaluation in zip(comparison.names, comparison.evaluations, strict=True)
-        ],
+        "models": describe_models(comparison),
         "conventions": comparison.evaluations[0].settings["conventions"],
         "method": comparison.method,
         "modalities": list(matched.modalities),
         "labels": list(matched.labels),
         "subsets": [
-            {"name": name, "available": [one for one, there in zip(matched.modalities, subset, strict=True) if there]}
+            {"name": name, "available": matched.modalities.available(subset)}
             for name, subset in matched.subsets.items()
         ],
         "cases": matched.cases,

@@ -12,23 +12,23 @@ import numpy as np
 
 from nnunetv2_unimrseg.comparison.comparison import Comparison
 from nnunetv2_unimrseg.reports.comparison_tables import PERCENT, average_name, is_marked
-from nnunetv2_unimrseg.reports.plots import DPI, draw_circles, plain
+from nnunetv2_unimrseg.reports.plots import DPI, draw_circles, plain, size_boundaries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-"""Okabe and Ito's palette. Colour and marker tell models apart, in grey prints too; together they repeat late."""
+"""Okabe and Ito's palette. Colour and marker together tell 42 models apart; markers do in grey prints."""
 
 MOST_PANELS = 4
-"""Of more labels (with their mean) than this only the one that stands for the whole is drawn."""
+"""Where there are more labels (with their mean), only the headline label is drawn."""
 
 LONGEST_TITLE = 34
-"""Letters on one line above a panel."""
+"""Characters in a line of a panel's title."""
 
 ROW_HEIGHT, MOST_HEIGHT = 0.27, 40.0
-"""Inches; where there are many subsets their rows get thinner."""
+"""Inches; rows are thinner where all of them together would be higher than `MOST_HEIGHT`."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class _Rows:
 
     Attributes:
         names: subsets, then averages.
-        middle: `(rows,)`, heights of their middles; a subset's row is 1 high.
-        room: `(rows,)`, how high they are; averages keep their height where subsets' rows get thin.
-        scale: of marks and lines in subsets' rows, at most 1.
+        middle: `(rows,)`, positions of their middles; a subset's row is 1 high.
+        room: `(rows,)`, their heights; an average's row is higher where subsets' rows are thinner than `ROW_HEIGHT`.
+        scale: factor for the size of marks and lines, at most 1.
     """
 
     names: list[str]
@@ -48,11 +48,11 @@ class _Rows:
     scale: float
 
     def heights(self, number: int, num_models: int) -> np.ndarray:
-        """Return where the marks of one model lie: slightly apart from the other models' marks."""
+        """Return the positions of one model's marks, slightly apart from those of the other models."""
         return self.middle + 0.6 * self.room * ((number + 0.5) / num_models - 0.5)
 
 
-def _rows_of(comparison: Comparison) -> _Rows:
+def _lay_out_rows(comparison: Comparison) -> _Rows:
     subsets = len(comparison.matched.subsets)
     names = list(comparison.rows(comparison.names[1], "dice", comparison.headline).index)
     scale = min(1.0, MOST_HEIGHT / (ROW_HEIGHT * subsets))
@@ -68,8 +68,8 @@ def dice_by_subset(comparison: Comparison, path: Path) -> None:
         values = PERCENT * np.stack([tables[0]["mean_a"], *(table["mean_b"] for table in tables)])
         width = 1.5 * rows.scale
         axes.hlines(rows.middle, values.min(axis=0), values.max(axis=0), color="#b8c0c8", linewidth=width, zorder=1)
-        for number, of_model in enumerate(values):
-            axes.plot(of_model, rows.heights(number, len(values)), **_style(number, rows.scale))
+        for number, dice in enumerate(values):
+            axes.plot(dice, rows.heights(number, len(values)), **_style(number, rows.scale))
 
     _draw(comparison, path, draw, "Dice (%)", list(enumerate(comparison.names)))
 
@@ -96,13 +96,13 @@ def differences(comparison: Comparison, path: Path) -> None:
 
 
 def panel_labels(comparison: Comparison) -> list[str]:
-    """Return the labels that the plots show, a panel each: the one that stands for the whole first."""
+    """Return the labels that the plots show, a panel each, the headline label first."""
     others = [label for label in comparison.labels if label != comparison.headline]
     return [comparison.headline, *(others if len(comparison.labels) <= MOST_PANELS else [])]
 
 
 def _style(number: int, scale: float = 1.0) -> dict[str, Any]:
-    """Return what tells one model from the others, the baseline being number 0."""
+    """Return colour and marker of a model; the baseline is number 0."""
     return {
         "color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": "",
         "markersize": 5.5 * scale, "markeredgewidth": 1.3 * scale,
@@ -120,7 +120,7 @@ def _draw(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    labels, rows = panel_labels(comparison), _rows_of(comparison)
+    labels, rows = panel_labels(comparison), _lay_out_rows(comparison)
     modalities, subsets = list(comparison.matched.modalities), comparison.matched.subsets
     averages = {name: average_name(comparison, name) for name in rows.names if name not in subsets}
     left_width = max(0.32 * len(modalities), 0.075 * max(map(len, averages.values())))
@@ -143,7 +143,7 @@ def _draw(
         panel.spines[["top", "right", "left"]].set_visible(False)
     for panel in axes:
         panel.set_ylim(rows.room.sum() - 0.4, -0.6)
-        for boundary in _boundaries([*map(sum, subsets.values()), *([0] * len(averages))]):
+        for boundary in size_boundaries([*map(sum, subsets.values()), *([0] * len(averages))]):
             panel.axhline(boundary, color="#8a949e", linewidth=0.6, linestyle=":", zorder=0)
     figure.legend(
         handles=[Line2D([], [], **_style(number), label=plain(name)) for number, name in models],
@@ -151,8 +151,3 @@ def _draw(
         fontsize=9, title_fontsize=9, frameon=False,
     )  # fmt: skip
     figure.savefig(path, dpi=DPI, facecolor="white")
-
-
-def _boundaries(sizes: Sequence[int]) -> list[float]:
-    """Return the heights between rows of different numbers of modalities."""
-    return [row - 0.5 for row in range(1, len(sizes)) if sizes[row] != sizes[row - 1]]

@@ -6,10 +6,17 @@ import math
 
 import pandas as pd
 
-from nnunetv2_unimrseg.comparison.differences import OVER_ALL, OVER_INCOMPLETE
 from nnunetv2_unimrseg.comparison.comparison import Comparison
+from nnunetv2_unimrseg.comparison.differences import OVER_ALL, OVER_INCOMPLETE
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
-from nnunetv2_unimrseg.reports.tables import NOTHING, Table
+from nnunetv2_unimrseg.reports.tables import (
+    MEAN_OF_ALL,
+    MEAN_OF_INCOMPLETE,
+    NOTHING,
+    Table,
+    mean_over_cases,
+    one_decimal,
+)
 
 PERCENT = 100.0
 
@@ -36,18 +43,15 @@ def comparison_table(comparison: Comparison, label: str) -> Table:
         subsets=list(subsets.values()),
         values=[texts[subset] for subset in subsets],
         averages={average_name(comparison, name): texts[name] for name in texts if name not in subsets},
-        figures="models",
+        columns_head="models",
     )
 
 
 def average_name(comparison: Comparison, average: str) -> str:
-    """Return how an average over subsets is called in tables: with the number of subsets."""
-    subsets = comparison.matched.subsets
-    incomplete = sum(not all(subset) for subset in subsets.values())
-    return {
-        OVER_ALL: f"mean of all {len(subsets)}",
-        OVER_INCOMPLETE: f"mean of the {incomplete} incomplete",
-    }[average]
+    """Return the name that an average over subsets has in tables: with the number of subsets."""
+    subsets = comparison.matched.subsets.values()
+    incomplete = sum(not all(subset) for subset in subsets)
+    return {OVER_ALL: MEAN_OF_ALL.format(len(subsets)), OVER_INCOMPLETE: MEAN_OF_INCOMPLETE.format(incomplete)}[average]
 
 
 def points(value: float) -> str:
@@ -57,22 +61,18 @@ def points(value: float) -> str:
 
 
 def is_marked(p: float, comparison: Comparison) -> bool:
-    """Say whether a corrected p counts as a difference."""
-    return p < comparison.method["significance"]
+    """Return whether a corrected p is below the significance level."""
+    return bool(p < comparison.method["significance"])
 
 
 def _texts(rows: list[pd.Series], comparison: Comparison) -> list[str]:
-    """Put one line in words; `rows` holds the differences of the models to the baseline."""
-    texts = [_percent(rows[0]["mean_a"])]
+    """Return the texts of one line; `rows` holds the differences of the models to the baseline."""
+    texts = [one_decimal(PERCENT * rows[0]["mean_a"])]
     for row in rows:
         p = row["p_holm"]
-        mark = "*" if is_marked(p, comparison) else ""
-        texts += [_percent(row["mean_b"]), _difference(row), NOTHING if math.isnan(p) else f"{p:.2g}{mark}"]
+        probability = NOTHING if math.isnan(p) else f"{p:.2g}{'*' if is_marked(p, comparison) else ''}"
+        texts += [one_decimal(PERCENT * row["mean_b"]), _difference(row), probability]
     return texts
-
-
-def _percent(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{PERCENT * value:.1f}"
 
 
 def _difference(row: pd.Series) -> str:
@@ -84,8 +84,7 @@ def _difference(row: pd.Series) -> str:
 
 
 def _caption(comparison: Comparison, label: str, confidence: str) -> str:
-    count = len(comparison.matched.cases)
-    cases = "1 case" if count == 1 else f"mean over {count} cases"
+    cases = mean_over_cases(len(comparison.matched.cases))
     name = "mean over the labels" if label == MEAN_LABEL else label
     return (
         f"{name}: Dice (%), {cases}, and difference to {comparison.names[0]} with {confidence} % bootstrap interval; "

@@ -1,6 +1,6 @@
-"""The report of an evaluation: tables, plots, a picture a case, and one page that holds everything.
+"""The report of an evaluation: tables, plots, a picture of each case, and one HTML page with all of them.
 
-FOLDER/report.html           opens from disk, loads nothing
+FOLDER/report.html           one file that needs no other
 FOLDER/table.md, table.tex   Dice and HD95 by subset
 FOLDER/plots/*.png           heat map, box plots, cost of losing each modality
 FOLDER/montages/CASE.png     modalities, reference and predictions
@@ -19,10 +19,9 @@ from nnunetv2_unimrseg.reports.montage import (
     case_dice,
     modalities_by_cost,
     shown_subsets,
-    subset_words,
     write_montage,
 )
-from nnunetv2_unimrseg.reports.tables import as_latex, as_markdown, subset_table
+from nnunetv2_unimrseg.reports.tables import subset_table, write_tables
 from nnunetv2_unimrseg.reports.viewer import MOST_BYTES, viewer_case, viewer_cases
 from nnunetv2_unimrseg.utils.files import whole_files
 
@@ -35,8 +34,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     """Write the report of an evaluation; an older one in the folder stays whole until the new one is done.
 
     Args:
-        evaluation: what `evaluate` returns or `read_evaluation` reads. Cases whose files are gone, and all cases of
-            an evaluation without a folder, are in the tables but not in the pictures; the page says so.
+        evaluation: from `evaluate` or `read_evaluation`. Cases whose files are gone, and all cases of an evaluation
+            without a folder, are in the tables but not in the pictures; the page says so.
         folder: where to write, made where it is not there.
 
     Returns:
@@ -53,11 +52,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def _write_all(evaluation: Evaluation, folder: Path) -> None:
-    tables = [(name, subset_table(evaluation, name)) for name in TABLES]
-    markdown = [f"{table.caption}\n\n{as_markdown(table)}\n" for _, table in tables]
-    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    latex = [as_latex(table, f"tab:{name}") + "\n" for name, table in tables]
-    (folder / "table.tex").write_text("\n".join(latex), encoding="utf-8")
+    write_tables({f"tab:{metric}": subset_table(evaluation, metric) for metric in TABLES}, folder)
     (folder / "plots").mkdir()
     drawn = {plot.__name__: folder / "plots" / f"{plot.__name__}.png" for plot in PLOTS}
     for plot in PLOTS:
@@ -67,7 +62,7 @@ def _write_all(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _draw_cases(evaluation: Evaluation, folder: Path) -> Pictures:
-    """Write a picture of every case whose files can be read, and make the viewer's of some."""
+    """Write a picture of every case whose files can be read, and make the viewer's pictures of some."""
     from tqdm import tqdm
 
     if evaluation.folder is None:
@@ -80,14 +75,12 @@ def _draw_cases(evaluation: Evaluation, folder: Path) -> Pictures:
         name = entry["case"]
         try:
             case = read_case_images(evaluation, entry, subsets)
-        except Exception as error:  # whatever a reader raises for a damaged file: the other cases are drawn
+        except Exception as error:  # readers raise many types for a damaged file; the other cases are drawn
             pictures.left_out.append((name, str(error)))
             continue
         write_montage(evaluation, case, subsets, dice, by_cost, folder / f"{name}.png")
         if name in chosen:
             shown = viewer_case(evaluation, case, subsets, dice, by_cost, MOST_BYTES / len(chosen))
-            for subset, values in shown["subsets"].items():
-                values["words"] = subset_words(evaluation.modalities, evaluation.subsets[subset])
             pictures.viewer.append({**shown, "why": chosen[name]})
     pictures.viewer.sort(key=lambda case: list(chosen).index(case["case"]))
     return pictures

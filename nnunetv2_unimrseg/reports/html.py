@@ -1,10 +1,11 @@
-"""Self-contained HTML pages from the templates in `templates/` (what they offer is said in `base.html.j2`)."""
+"""Self-contained HTML pages from the templates in `templates/`; `base.html.j2` describes their parts."""
 
 from __future__ import annotations
 
 import base64
 import math
 import mimetypes
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 NOTHING = "–"
-"""Shown where there is no figure."""
+"""Shown where there is no number."""
 
 
 def render(template: str, **context: Any) -> str:
@@ -52,29 +53,29 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """Return a number with so many decimals; `NOTHING` for None and NaN."""
+    """Return a number with `digits` decimals; `NOTHING` for None and NaN."""
     if value is None or math.isnan(value):
         return NOTHING
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """Return a number with its sign, also where it is positive; `NOTHING` for None and NaN."""
+    """Return a number with its sign, plus included; `NOTHING` for None and NaN."""
     text = number(value, digits)
     return text if value is None or not round(value, digits) > 0 else f"+{text}"
 
 
 def breakable(name: str) -> Markup:
-    """Return a name as HTML that may break after underscores, so that long ones make no wide columns."""
+    """Return a name as HTML that may break after underscores and before capitals, so that columns can be narrow."""
     from markupsafe import Markup
 
-    return Markup("_<wbr>").join(str(name).split("_"))
+    return Markup("<wbr>").join(re.split(r"(?<=_)(?=.)|(?<=[a-z])(?=[A-Z])|(?<=[a-z][0-9])(?=[A-Z])", str(name)))
 
 
 def data_uri(image: str | Path | bytes) -> str:
     """Return an image as `data:` address: a file, or the bytes of a PNG, JPEG or WebP."""
     if isinstance(image, bytes):
-        kind = _kind_of(image)
+        kind = _detect_kind(image)
         content = image
     else:
         kind = mimetypes.guess_type(str(image))[0] or "application/octet-stream"
@@ -82,6 +83,6 @@ def data_uri(image: str | Path | bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _kind_of(content: bytes) -> str:
+def _detect_kind(content: bytes) -> str:
     starts = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
     return next((kind for start, kind in starts.items() if content.startswith(start)), "application/octet-stream")

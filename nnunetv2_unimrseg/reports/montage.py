@@ -1,17 +1,16 @@
-"""A picture a case: its modalities, the reference, and the predictions by subset, in the slice with most reference."""
+"""The picture of a case: modalities, reference and predictions by subset, in the slice with most foreground."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.evaluation.summary import adding_modalities, by_subset, cost_of_losing, headline_label
-from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reports.case_images import (
     CaseImages,
     background_modality,
@@ -24,23 +23,24 @@ from nnunetv2_unimrseg.reports.case_images import (
     overlay,
 )
 from nnunetv2_unimrseg.reports.plots import plain
+from nnunetv2_unimrseg.reports.tables import describe_subset, one_decimal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_PREDICTIONS = 12
-"""Predictions that a picture shows; of more subsets, the complete, leave-one-out and single ones are chosen."""
+"""Predictions in a picture; where there are more, the complete subset and some leave-one-out and single ones."""
 
 MOST_NAMED_LABELS = 12
-"""Labels that the legend names: of those in the slice, the largest."""
+"""Labels that the legend names; where the slice has more, the largest."""
 
 MOST_COLUMNS = 6
 FEWEST_PIXELS = 256
-"""Slices are enlarged to at least about this edge before outlines are drawn."""
+"""Slices are enlarged to at least about this edge before outlines are drawn, so that these are thin."""
 
 
 def shown_subsets(evaluation: Evaluation, most: int = MOST_PREDICTIONS) -> list[str]:
-    """Choose subsets: all where they are few; else the complete one, and the worst leave-one-out and single ones.
+    """Choose all subsets where they are few; else the complete one, and the worst leave-one-out and single ones.
 
     Returns:
         Names, most modalities first.
@@ -49,45 +49,36 @@ def shown_subsets(evaluation: Evaluation, most: int = MOST_PREDICTIONS) -> list[
     by_size = sorted(subsets, key=lambda name: -sum(subsets[name]))
     if len(subsets) <= most:
         return by_size
-    figures = by_subset(evaluation)
-    dice = figures[figures["label"] == headline_label(evaluation)].set_index("subset")["dice"]
+    means = by_subset(evaluation)
+    dice = means[means["label"] == headline_label(evaluation)].set_index("subset")["dice"]
     num_modalities = len(evaluation.modalities)
     chosen = {name for name in by_size if name == evaluation.complete}
     for size in (num_modalities - 1, 1):
-        of_size = [name for name in by_size if sum(subsets[name]) == size]
-        chosen |= set(sorted(of_size, key=lambda name: dice.get(name, 0.0))[: (most - 1) // 2])
+        candidates = [name for name in by_size if sum(subsets[name]) == size]
+        chosen |= set(sorted(candidates, key=lambda name: dice.get(name, 0.0))[: (most - 1) // 2])
     if chosen <= {evaluation.complete}:
         chosen |= set(by_size[: most - len(chosen)])
     return [name for name in by_size if name in chosen]
 
 
 def modalities_by_cost(evaluation: Evaluation) -> list[str]:
-    """Return the modalities, those whose loss costs most Dice first; in channel order where that is not known."""
+    """Return the modalities, the costliest to lose (in Dice) first; in channel order where the costs are not known."""
     costs = cost_of_losing(evaluation, adding_modalities(evaluation))
     costs = costs[costs["label"] == headline_label(evaluation)].set_index("modality")["mean"].astype(float)
     return list(costs.fillna(-np.inf).sort_values(ascending=False, kind="stable").index)
 
 
-def subset_words(modalities: Modalities, subset: Subset) -> str:
-    """Return a subset in few words: "all modalities", "without T1", "only PET", or its names."""
-    missing = [name for name, available in zip(modalities, subset, strict=True) if not available]
-    if not missing:
-        return "all modalities"
-    if sum(subset) == 1:
-        return f"only {modalities.describe(subset)}"
-    return f"without {missing[0]}" if len(missing) == 1 else modalities.describe(subset)
-
-
 def case_dice(evaluation: Evaluation) -> dict[tuple[str, str], float]:
     """Return Dice by case and subset, the mean over the labels; NaN where no label has one."""
-    return evaluation.scores.groupby(["case", "subset"])["dice"].mean().to_dict()
+    means = evaluation.scores.groupby(["case", "subset"])["dice"].mean()
+    return cast("dict[tuple[str, str], float]", means.to_dict())
 
 
 def legend_labels(segmentation: np.ndarray, values: Mapping[str, Sequence[int]]) -> tuple[list[str], int]:
-    """Choose the labels that a legend names: those that occur, of many the `MOST_NAMED_LABELS` largest.
+    """Choose the labels that a legend names: of those that occur, the `MOST_NAMED_LABELS` largest.
 
     Args:
-        segmentation: label values of all that is shown, any shape.
+        segmentation: label values, any shape.
         values: by label.
 
     Returns:
@@ -107,15 +98,15 @@ def write_montage(
     by_cost: Sequence[str],
     path: Path,
 ) -> None:
-    """Draw a case as PNG.
+    """Draw a case.
 
     Args:
         evaluation: the case's evaluation.
         case: with the predictions of `subsets`.
         subsets: what to show, in this order.
         dice: what `case_dice` returns.
-        by_cost: what `modalities_by_cost` returns.
-        path: the file to write.
+        by_cost: what `modalities_by_cost` returns; predictions are drawn on the first of their own modalities.
+        path: the PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -154,10 +145,10 @@ def write_montage(
     segmented(axes[len(modalities)], case.reference, list(modalities), "reference")
     for axis, name in zip(axes[first_rows * num_columns :], predicted, strict=False):
         subset = evaluation.subsets[name]
-        available = [modality for modality, there in zip(modalities, subset, strict=True) if there]
-        value = dice.get((case.case, name), math.nan)
-        text = "-" if math.isnan(value) else f"{100 * value:.1f}"
-        segmented(axis, case.predictions[name], available, f"{subset_words(modalities, subset)}: Dice {text}")
+        title = (
+            f"{describe_subset(modalities, subset)}: Dice {one_decimal(100 * dice.get((case.case, name), math.nan))}"
+        )
+        segmented(axis, case.predictions[name], modalities.available(subset), title)
     figure.suptitle(plain(f"{case.case}, slice {position + 1} of {len(case.reference)}"), fontsize=9)
     if legend["handles"]:
         figure.legend(**legend, loc="outside lower center", fontsize=8, frameon=False)
@@ -170,7 +161,7 @@ def _show(axis: Axes, picture: np.ndarray, aspect: float, title: str) -> None:
 
 
 def _legend(names: Sequence[str], num_more: int, colours: Mapping[str, str], width: float) -> dict[str, Any]:
-    """Return `handles` and `ncols` of a legend, as many columns as fit into a width in inches."""
+    """Return `handles` and `ncols` of a legend; as many columns as fit into `width` inches."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colours[name], label=plain(name)) for name in names]

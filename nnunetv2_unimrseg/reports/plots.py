@@ -1,4 +1,4 @@
-"""Plots of an evaluation: Dice by subset and label, by number of modalities, and what losing each one costs.
+"""Plots of an evaluation: Dice by subset, Dice by number of modalities, the cost of losing each modality.
 
 Colours come from cividis and from Okabe and Ito's palette, which colour-blind readers can tell apart.
 """
@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nnunetv2_unimrseg.evaluation import summary
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
-from nnunetv2_unimrseg.evaluation.summary import (
-    MEAN_LABEL,
-    adding_modalities,
-    by_subset,
-    labels_with_mean,
-)
-from nnunetv2_unimrseg.evaluation.summary import cost_of_losing as cost_figures
+from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL, adding_modalities, by_subset, labels_with_mean
+from nnunetv2_unimrseg.reports.tables import one_decimal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,18 +25,18 @@ if TYPE_CHECKING:
 DPI = 150
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#6b7580"
 MOST_ANNOTATED_ROWS = 127
-"""A heat map of more subsets than this (more than seven modalities) is drawn without figures in its cells."""
+"""A heat map of more subsets than this (more than seven modalities) has no numbers in its cells."""
 
 MOST_PANEL_COLUMNS = 3
 
 
 def heat_map(evaluation: Evaluation, path: Path) -> None:
-    """Draw mean Dice (%) of every subset and label; circles on the left say what is available."""
+    """Draw mean Dice (%) of every subset and label; circles on the left show the available modalities."""
     from matplotlib.figure import Figure
 
     labels, subsets, modalities = labels_with_mean(evaluation), evaluation.subsets, list(evaluation.modalities)
-    figures = by_subset(evaluation).pivot(index="subset", columns="label", values="dice")
-    percent = 100 * figures.reindex(index=list(subsets), columns=labels).to_numpy(dtype=float)
+    dice = by_subset(evaluation).pivot(index="subset", columns="label", values="dice")
+    percent = 100 * dice.reindex(index=list(subsets), columns=labels).to_numpy(dtype=float)
     annotated = len(subsets) <= MOST_ANNOTATED_ROWS
     row_height = 0.25 if annotated else max(30 / len(subsets), 0.03)
     head = 0.25 + 0.075 * max(map(len, [*modalities, *labels]))
@@ -57,7 +53,8 @@ def heat_map(evaluation: Evaluation, path: Path) -> None:
     _column_heads(right, labels)
     if annotated:
         _annotate(right, percent, limits)
-    _separate_sizes(right, list(subsets.values()))
+    for boundary in size_boundaries([sum(subset) for subset in subsets.values()]):
+        right.axhline(boundary, color="white", linewidth=2)
     bar_height = min(tall, 2.5 / total_height)
     bar = figure.add_axes(
         ((0.45 + sum(widths)) / total_width, bottom + tall - bar_height, 0.12 / total_width, bar_height)
@@ -87,7 +84,7 @@ def _column_heads(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _round_limits(percent: np.ndarray) -> tuple[float, float]:
-    """Return the tens around the figures, so that their differences are seen and two plots are likely to agree."""
+    """Return the tens around the values: differences show, and two plots are likely to have the same scale."""
     if np.isnan(percent).all():
         return 0.0, 100.0
     low, high = 10 * math.floor(np.nanmin(percent) / 10), 10 * math.ceil(np.nanmax(percent) / 10)
@@ -97,31 +94,28 @@ def _round_limits(percent: np.ndarray) -> tuple[float, float]:
 def _annotate(axes: Axes, percent: np.ndarray, limits: tuple[float, float]) -> None:
     for (row, column), value in np.ndenumerate(percent):
         dark = (value - limits[0]) / (limits[1] - limits[0]) < 0.5
-        text = "-" if np.isnan(value) else f"{value:.1f}"
         colour = "black" if np.isnan(value) or not dark else "white"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        axes.text(column, row, one_decimal(value), ha="center", va="center", fontsize=8, color=colour)
 
 
-def _separate_sizes(axes: Axes, subsets: Sequence[Sequence[bool]]) -> None:
-    sizes = [sum(subset) for subset in subsets]
-    for row in range(1, len(sizes)):
-        if sizes[row] != sizes[row - 1]:
-            axes.axhline(row - 0.5, color="white", linewidth=2)
+def size_boundaries(sizes: Sequence[int]) -> list[float]:
+    """Return the positions between rows of subsets that differ in size."""
+    return [row - 0.5 for row in range(1, len(sizes)) if sizes[row] != sizes[row - 1]]
 
 
 def boxes_by_number(evaluation: Evaluation, path: Path) -> None:
-    """Draw, for each label, Dice (%) of the single cases by the number of available modalities.
+    """Draw, for each label, Dice (%) of single cases by the number of available modalities.
 
-    A box is the quartiles of every case with every subset of that size, its line the median, its whiskers the
-    furthest value within 1.5 quartile distances; the diamond is the mean.
+    A box shows the quartiles over every case with every subset of that size, its line the median, its whiskers the
+    furthest values within 1.5 interquartile ranges; the diamond is the mean.
     """
     scores = _with_mean_label(evaluation)
     labels = labels_with_mean(evaluation)
     numbers = sorted(scores["num_modalities"].unique())
     figure, panels = _panels(labels, width=max(2.6, 0.62 * len(numbers) + 0.8), height=3.0)
     for label, axes in panels:
-        of_label = scores[scores["label"] == label]
-        values = [100 * of_label["dice"][of_label["num_modalities"] == number].dropna() for number in numbers]
+        rows = scores[scores["label"] == label]
+        values = [100 * rows["dice"][rows["num_modalities"] == number].dropna() for number in numbers]
         axes.boxplot(
             values, positions=numbers, widths=0.6, patch_artist=True, showmeans=True,
             boxprops={"facecolor": "#cfe1f5", "edgecolor": BLUE}, medianprops={"color": BLUE, "linewidth": 2},
@@ -139,11 +133,11 @@ def boxes_by_number(evaluation: Evaluation, path: Path) -> None:
 
 
 def _with_mean_label(evaluation: Evaluation) -> pd.DataFrame:
-    scores = evaluation.scores
-    if len(evaluation.labels) == 1:
-        return scores
-    means = scores.groupby(["case", "subset", "num_modalities"], sort=False)["dice"].mean().reset_index()
-    return pd.concat([scores, means.assign(label=MEAN_LABEL)], ignore_index=True)
+    scores: pd.DataFrame = evaluation.scores
+    if len(evaluation.labels) > 1:
+        means = scores.groupby(["case", "subset", "num_modalities"], sort=False)["dice"].mean().reset_index()
+        scores = pd.concat([scores, means.assign(label=MEAN_LABEL)], ignore_index=True)
+    return scores
 
 
 def cost_of_losing(evaluation: Evaluation, path: Path) -> None:
@@ -151,29 +145,29 @@ def cost_of_losing(evaluation: Evaluation, path: Path) -> None:
 
     Two bars a modality: lost from the complete input, and the mean over all pairs of subsets with and without it.
     """
-    figures = cost_figures(evaluation, adding_modalities(evaluation))
+    costs = summary.cost_of_losing(evaluation, adding_modalities(evaluation))
     modalities = list(evaluation.modalities)
     longest = max(map(len, modalities))
     figure, panels = _panels(
         labels_with_mean(evaluation), 2.9 + 0.07 * longest, 0.9 + 0.42 * len(modalities), legend=True
     )
     rows = np.arange(len(modalities))
-    everything = 100 * figures[["from_complete", "mean"]].to_numpy(dtype=float)
-    low, high = np.nanmin([*everything.ravel(), 0.0]), np.nanmax([*everything.ravel(), 1.0])
+    all_points = 100 * costs[["from_complete", "mean"]].to_numpy(dtype=float).ravel()
+    low, high = np.nanmin([*all_points, 0.0]), np.nanmax([*all_points, 1.0])
     room = 0.18 * (high - low)
     for label, axes in panels:
-        of_label = figures[figures["label"] == label].set_index("modality").loc[modalities]
+        costs_of_label = costs[costs["label"] == label].set_index("modality").loc[modalities]
         for column, colour, shift, name in (
             ("from_complete", BLUE, -0.2, "lost from the complete input"),
             ("mean", ORANGE, 0.2, "mean over all subsets with and without it"),
         ):
-            points = 100 * of_label[column].to_numpy(dtype=float)
+            points = 100 * costs_of_label[column].to_numpy(dtype=float)
             axes.barh(rows + shift, np.nan_to_num(points), height=0.36, color=colour, label=name)
             for row, value in zip(rows + shift, points, strict=True):
-                text, place = ("-", 0.0) if np.isnan(value) else (f"{value:.1f}", value)
+                place = 0.0 if np.isnan(value) else value
                 axes.annotate(
-                    text, (place, row), (3 if place >= 0 else -3, 0), textcoords="offset points", va="center",
-                    ha="left" if place >= 0 else "right", fontsize=7.5,
+                    one_decimal(value), (place, row), (3 if place >= 0 else -3, 0), textcoords="offset points",
+                    va="center", ha="left" if place >= 0 else "right", fontsize=7.5,
                 )  # fmt: skip
         axes.set_xlim(low - (room if low < 0 else 0), high + room)
         axes.set_yticks(rows, [plain(name) for name in modalities])
@@ -190,14 +184,14 @@ def cost_of_losing(evaluation: Evaluation, path: Path) -> None:
 def _panels(
     labels: Sequence[str], width: float, height: float, legend: bool = False
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
-    """Return a figure with a panel a label, sizes in inches; with room below them for a legend of two columns."""
+    """Return a figure with one panel a label, sizes in inches; `legend` leaves room below for two columns."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(len(labels), MOST_PANEL_COLUMNS) if len(labels) != 4 else 2
     rows = math.ceil(len(labels) / columns)
     size = (max(columns * width, 5.0 if legend else 0.0), rows * height + 0.3 * legend)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for unused in axes[len(labels) :]:
         unused.set_visible(False)
@@ -213,5 +207,5 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def plain(name: str) -> str:
-    """Return a name as matplotlib prints it literally, dollar signs included."""
+    """Return a name that matplotlib prints literally, dollar signs included."""
     return name.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What each predicted case had, and what Dice to expect of it: `report.json` and `report.html`.
+"""The report beside predictions, `report.json` and `report.html`: each case's modalities and the Dice to expect.
 
     predictor = UniMRSegPredictor()
     predictor.initialize_from_trained_model_folder(MODEL_FOLDER, use_folds=(0,))
@@ -38,11 +38,11 @@ from nnunetv2_unimrseg.evaluation.expected_dice import (
 )
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL
 from nnunetv2_unimrseg.inference.predictor import BeforePredicting, UniMRSegPredictor
-from nnunetv2_unimrseg.nnunet.paths import read_json, write_json, write_text
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, segmentation_checkpoints
-from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_of_subsets, remarks
+from nnunetv2_unimrseg.reports.case_remarks import NOT_EVALUATED, WEAK, Cases, expected_for_cases, remarks
 from nnunetv2_unimrseg.reports.html import render
 from nnunetv2_unimrseg.utils.file_lock import locked
+from nnunetv2_unimrseg.utils.files import read_json, write_json, write_text
 from nnunetv2_unimrseg.utils.versions import package_versions
 
 REPORT_NAME, PAGE_NAME = "report.json", "report.html"
@@ -58,16 +58,16 @@ def write_prediction_report(
     checkpoint_name: str = "checkpoint_final.pth",
     prediction: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `report.json` and `report.html` into the folder of the segmentations; cases reported before stay in.
+    """Write `report.json` and `report.html` into the folder of the segmentations; other cases in the report are kept.
 
     Args:
         folder: where the segmentations are, or will be.
-        model: that predicts: a predictor with a model loaded from its folder, that folder, or what
+        model: the model that predicts: a predictor that loaded it from its folder, that folder, or what
             `describe_evaluated_model` returns.
         cases: by name, `{"available": [...], "missing": [...]}`; None for all in the folder's `modalities.json`.
-        folds: with a model's folder: those that predict; None for all trained.
+        folds: with a model's folder: the folds that predict; None for all that are trained.
         checkpoint_name: with a model's folder: the file of each fold.
-        prediction: how was predicted, `mirroring` and `step_size`; known of a predictor.
+        prediction: `mirroring` and `step_size` of the prediction; a predictor's own by default.
 
     Returns:
         What `report.json` holds.
@@ -83,9 +83,9 @@ def write_prediction_report(
     cases = read_json(folder / MODALITIES_NAME) if cases is None else cases
     path = folder / REPORT_NAME
     with locked(path):
-        report = _merged(_existing(path), model, cases, prediction or {})
+        report = _merge(_read_existing(path), model, cases, prediction or {})
         write_json(path, report)
-        write_text(folder / PAGE_NAME, render("prediction.html.j2", **page_of(report)))
+        write_text(folder / PAGE_NAME, render("prediction.html.j2", **page_context(report)))
     return report
 
 
@@ -132,7 +132,7 @@ def _prediction(predictor: UniMRSegPredictor) -> dict[str, Any]:
     return {"mirroring": predictor.use_mirroring, "step_size": predictor.tile_step_size}
 
 
-def _existing(path: Path) -> dict[str, Any]:
+def _read_existing(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     report = read_json(path)
@@ -144,17 +144,17 @@ def _existing(path: Path) -> dict[str, Any]:
     return report
 
 
-def _merged(
+def _merge(
     before: Mapping[str, Any], model: EvaluatedModel, cases: Cases, prediction: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the report with these cases added; earlier cases of the same model get what is known of it now."""
+    """Return the report with these cases added; earlier cases of the same model get its current evaluation."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    described = _described(model, prediction)
-    identity = _identity(described)
+    described = _describe_model(model, prediction)
+    identity = _model_id(described)
     entries = dict(before.get("cases", {}))
     added = {name: case for name, case in entries.items() if case["model"] == identity}
     added |= {name: {**case, "time": now} for name, case in cases.items()}
-    expected = expected_of_subsets(model, added)
+    expected = expected_for_cases(model, added)
     entries |= {name: _entry(identity, case, *expected[tuple(case["available"])]) for name, case in added.items()}
     used = {case["model"] for case in entries.values()}
     models = {**before.get("models", {}), identity: described}
@@ -167,13 +167,13 @@ def _merged(
     }
 
 
-def _identity(described: Mapping[str, Any]) -> str:
-    """Return a short name for a model that predicts in one way."""
+def _model_id(described: Mapping[str, Any]) -> str:
+    """Return a short id of a model together with its prediction settings."""
     text = json.dumps([described["weights_sha256"], described["prediction"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _described(model: EvaluatedModel, prediction: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_model(model: EvaluatedModel, prediction: Mapping[str, Any]) -> dict[str, Any]:
     evaluation = model.evaluation
     described = {**model.description, "modalities": list(model.modalities), "prediction": dict(prediction)}
     if evaluation is not None:
@@ -192,24 +192,24 @@ def _described(model: EvaluatedModel, prediction: Mapping[str, Any]) -> dict[str
 
 
 def _cautions(model: EvaluatedModel, prediction: Mapping[str, Any]) -> list[str]:
-    """Say what makes the expected Dice of a model less to the point."""
+    """Return the reasons why the expected Dice may be wrong for these predictions."""
     evaluation = model.evaluation
     if evaluation is None:
         return []
     found = []
     if evaluation.kind == VALIDATION and "all" in evaluation.folds:
-        found.append("Fold 'all' was evaluated on the cases that it was trained with: expect less than is said here.")
+        found.append("Fold 'all' was evaluated on its own training cases: expect a lower Dice than this report says.")
     if evaluation.kind == VALIDATION and len(evaluation.folds) > 1:
         found.append("Each fold was evaluated alone, on its own validation cases; here their predictions are averaged.")
     for name, words in (("mirroring", "mirrored images"), ("step_size", "step of the sliding window")):
         one, other = evaluation.prediction.get(name), prediction.get(name)
         if one is not None and other is not None and one != other:
-            found.append(f"Evaluated with another setting than predicted with ({words}: {one}, here {other}).")
+            found.append(f"The evaluation used another setting ({words}: {one}) than these predictions ({other}).")
     return found
 
 
 def _entry(
-    identity: str, case: Mapping[str, Any], figures: list[dict[str, Any]], flags: list[dict[str, str]]
+    identity: str, case: Mapping[str, Any], expected: list[dict[str, Any]], flags: list[dict[str, str]]
 ) -> dict[str, Any]:
     return {
         "available": list(case["available"]),
@@ -217,13 +217,13 @@ def _entry(
         "subset": "+".join(case["available"]),
         "model": identity,
         "time": case["time"],
-        "expected_dice": figures,
+        "expected_dice": expected,
         "flags": flags,
     }
 
 
-def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template of `report.html` uses: the report, ordered for reading."""
+def page_context(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables of the template of `report.html`."""
     models, cases = report["models"], report["cases"]
     flagged = {
         kind: sum(any(flag["kind"] == kind for flag in case["flags"]) for case in cases.values())
@@ -244,6 +244,6 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subsets(cases: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return each combination of modalities (and model) that a case has, fewest modalities first."""
+    """Return one case for each combination of modalities (and model), fewest modalities first."""
     distinct = {(case["model"], case["subset"]): case for case in cases.values()}
     return sorted(distinct.values(), key=lambda one: (one["model"], len(one["available"]), one["subset"]))

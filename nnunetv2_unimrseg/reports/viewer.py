@@ -1,4 +1,4 @@
-"""What the montage viewer of the HTML report shows: slices of some cases as small pictures inside the page."""
+"""The data of the viewer in the HTML report: slices of some cases, as small pictures inside the page."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from nnunetv2_unimrseg.reports.case_images import (
     overlay,
 )
 from nnunetv2_unimrseg.reports.html import data_uri
+from nnunetv2_unimrseg.reports.tables import describe_subset
 
 MOST_BYTES = 12_000_000
-"""All pictures of a report's viewer together; with everything else a report stays below about 15 MB."""
+"""For all pictures of a report's viewer; the whole report stays below about 15 MB."""
 
 MOST_CASES = 3
 """Cases in the viewer: those of worst, median and best mean Dice."""
 
 MOST_SLICES = 24
-"""Of a case, spread evenly over the slices that its reference touches."""
+"""Of a case, spread evenly over the slices in which its reference has foreground."""
 
 MOST_PIXELS = 320
-"""Edge of a picture; larger slices are thinned out."""
+"""Longest edge of a picture; of larger slices, every second (third, ...) pixel is shown."""
 
 OVERLAY_PIXELS = 480
 """Small label slices are enlarged to about this edge, so that outlines are thin."""
@@ -50,11 +51,11 @@ def viewer_cases(evaluation: Evaluation) -> dict[str, str]:
 
 
 def shown_slices(reference: np.ndarray, most: int = MOST_SLICES) -> list[int]:
-    """Return indices along the first axis of `(X, Y, Z)`: those with reference, and the one with most of it."""
-    touched = np.flatnonzero((reference > 0).any(axis=(1, 2)))
-    if not touched.size:
-        touched = np.arange(len(reference))
-    spread = touched[np.linspace(0, len(touched) - 1, min(most, len(touched))).round().astype(int)]
+    """Return indices along the first axis of `(X, Y, Z)`: of slices with foreground, the one with most among them."""
+    labelled = np.flatnonzero((reference > 0).any(axis=(1, 2)))
+    if not labelled.size:
+        labelled = np.arange(len(reference))
+    spread = labelled[np.linspace(0, len(labelled) - 1, min(most, len(labelled))).round().astype(int)]
     nearest = np.abs(spread - largest_slice(reference)).argmin()
     spread[nearest] = largest_slice(reference)
     return sorted({int(index) for index in spread})
@@ -68,19 +69,20 @@ def viewer_case(
     by_cost: Sequence[str],
     most_bytes: float,
 ) -> dict[str, Any]:
-    """Return what the viewer's script needs of a case, JSON types only.
+    """Return a case as the viewer's script needs it, JSON types only.
 
     Args:
         evaluation: the case's evaluation.
         case: with the predictions of `subsets`.
         subsets: names, in the order of the viewer's list.
         dice: mean over the labels by case and subset.
-        by_cost: modalities, those whose loss costs most first.
+        by_cost: modalities, the costliest to lose first.
         most_bytes: for all pictures; every second slice is left out until they fit.
 
     Returns:
         `case`, `num_slices`, `slices` (indices), `start` (position in `slices` of the largest reference), `ratio`
-        (width by height in mm), `reference`, `images` by modality and `subsets` by name, one picture a slice each.
+        (width by height in mm), and pictures, one a slice: `reference`, `images` by modality, and `subsets` by name,
+        these with `words`, `dice` (percent), `available` and `background` (the modality to draw them on).
     """
     values = label_values(evaluation)
     colours = label_colours(list(values))
@@ -88,15 +90,15 @@ def viewer_case(
     step = max(1, math.ceil(max(case.reference.shape[1:]) / MOST_PIXELS))
     factor = max(1, round(OVERLAY_PIXELS / max(case.reference.shape[1:])))
 
-    def photograph(modality: str, index: int) -> str:
-        return _encoded(grey(case.images[modality][index, ::step, ::step], windows[modality]), "jpeg")
+    def image_slice(modality: str, index: int) -> str:
+        return _encode(grey(case.images[modality][index, ::step, ::step], windows[modality]), "jpeg")
 
     def outlines(segmentation: np.ndarray, index: int) -> str:
-        return _encoded(overlay(enlarged(segmentation[index, ::step, ::step], factor), values, colours), "png")
+        return _encode(overlay(enlarged(segmentation[index, ::step, ::step], factor), values, colours), "png")
 
-    frames = {
+    frames: dict[int, dict[str, Any]] = {
         index: {
-            "images": {modality: photograph(modality, index) for modality in case.images},
+            "images": {modality: image_slice(modality, index) for modality in case.images},
             "reference": outlines(case.reference, index),
             "predictions": {
                 name: outlines(case.predictions[name], index) for name in subsets if name in case.predictions
@@ -104,13 +106,8 @@ def viewer_case(
         }
         for index in shown_slices(case.reference)
     }
-    slices = _fitting(frames, largest_slice(case.reference), most_bytes)
-    available = {
-        name: [
-            modality for modality, there in zip(evaluation.modalities, evaluation.subsets[name], strict=True) if there
-        ]
-        for name in subsets
-    }
+    slices = _fit_slices(frames, largest_slice(case.reference), most_bytes)
+    available = {name: evaluation.modalities.available(evaluation.subsets[name]) for name in subsets}
     height, width = case.reference.shape[1:]
     return {
         "case": case.case,
@@ -122,6 +119,7 @@ def viewer_case(
         "reference": [frames[index]["reference"] for index in slices],
         "subsets": {
             name: {
+                "words": describe_subset(evaluation.modalities, evaluation.subsets[name]),
                 "dice": _percent(dice.get((case.case, name), math.nan)),
                 "available": available[name],
                 "background": background_modality(available[name], list(case.images), by_cost),
@@ -133,8 +131,8 @@ def viewer_case(
     }
 
 
-def _fitting(frames: Mapping[int, Mapping[str, Any]], always: int, most_bytes: float) -> list[int]:
-    """Leave out every second slice until the pictures fit; `always` stays."""
+def _fit_slices(frames: Mapping[int, Mapping[str, Any]], always: int, most_bytes: float) -> list[int]:
+    """Leave out every second slice until the pictures fit; slice `always` stays."""
 
     def size(index: int) -> int:
         frame = frames[index]
@@ -147,7 +145,7 @@ def _fitting(frames: Mapping[int, Mapping[str, Any]], always: int, most_bytes: f
     return slices
 
 
-def _encoded(picture: np.ndarray, kind: str) -> str:
+def _encode(picture: np.ndarray, kind: str) -> str:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
