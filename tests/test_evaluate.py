@@ -83,7 +83,7 @@ def test_sharing_work_changes_no_bit(tmp_path, monkeypatch, use_mask, normaliser
 
 def test_one_preprocessing_where_nothing_depends_on_the_subset(monkeypatch):
     image = np.random.default_rng(0).normal(100, 5, (4, *tiny.SHAPE)).astype(np.float32)
-    groups = subset_preprocessing._sharing(image, {NAMES.describe(s): s for s in all_subsets(4)}, [True] * 4)
+    groups = subset_preprocessing._group_by_crop(image, {NAMES.describe(s): s for s in all_subsets(4)}, [True] * 4)
     assert len(groups) == 1 and len(groups[0]) == 15
 
 

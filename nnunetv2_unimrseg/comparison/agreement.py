@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from nnunetv2_unimrseg.errors import enumerated
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.modalities import Subset
 
@@ -21,7 +22,7 @@ def disagreements(named: Mapping[str, Evaluation]) -> list[str]:
     modalities = {name: list(evaluation.modalities) for name, evaluation in named.items()}
     labels = {name: evaluation.labels for name, evaluation in named.items()}
     cases = {name: sorted(set(evaluation.scores["case"])) for name, evaluation in named.items()}
-    subsets = {name: evaluation.subsets for name, evaluation in named.items()}
+    subsets = {name: list(evaluation.subsets) for name, evaluation in named.items()}
     keys = [subset_keys(evaluation) for evaluation in named.values()]
     same_modalities = "Compare models of the same modalities, named alike."
     return [
@@ -61,33 +62,26 @@ def subset_key(evaluation: Evaluation, subset: Subset) -> frozenset[str]:
     return frozenset(name.casefold() for name, available in chosen if available)
 
 
-def name_first(names: Iterable[str]) -> str:
-    """Name the first few, and count the rest."""
-    texts = list(names)
-    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
-    return ", ".join(texts[:MOST_NAMED]) + more
-
-
 def _pairs(values: Mapping[str, object]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def _if_different(what: str, names: Mapping[str, Iterable[str]], remedy: str, *, fold_case: bool = False) -> list[str]:
+def _if_different(what: str, names: Mapping[str, Sequence[str]], remedy: str, *, fold_case: bool = False) -> list[str]:
     """Return a problem where the evaluations' names of modalities or labels are not the same set."""
     sets = {frozenset(name.casefold() if fold_case else name for name in own) for own in names.values()}
     return [] if len(sets) == 1 else [f"Their {what} differ ({_first_of_each(names)}). {remedy}"]
 
 
 def _if_disjoint(
-    what: str, keys: Iterable[Iterable[object]], names: Mapping[str, Iterable[str]], remedy: str
+    what: str, keys: Iterable[Iterable[object]], names: Mapping[str, Sequence[str]], remedy: str
 ) -> list[str]:
     """Return a problem where the evaluations share no case or subset."""
     common = set.intersection(*map(set, keys))
     return [] if common else [f"They have no {what} in common ({_first_of_each(names)}). {remedy}"]
 
 
-def _first_of_each(names: Mapping[str, Iterable[str]]) -> str:
-    return _pairs({name: name_first(own) for name, own in names.items()})
+def _first_of_each(names: Mapping[str, Sequence[str]]) -> str:
+    return _pairs({name: enumerated(own, MOST_NAMED) for name, own in names.items()})
 
 
 def _different_conventions(named: Mapping[str, Evaluation]) -> list[str]:
@@ -126,9 +120,8 @@ def _different_references(named: Mapping[str, Evaluation]) -> list[str]:
         return []
     case, label = different[0]
     held = "; ".join(f"{name}: {volume:.6g} ml" for name, volume in volumes.loc[(case, label)].dropna().items())
-    cases = list(dict.fromkeys(different.get_level_values("case")))
+    cases = enumerated(list(dict.fromkeys(different.get_level_values("case"))), MOST_NAMED)
     return [
-        f"Labels differ for case {name_first(cases)}: for example, the reference of '{label}' in {case} measures "
-        f"{held}. Cases of the same name must have the same labels; evaluate all models on one and the same set of "
-        "labels."
+        f"Labels differ for case {cases}: for example, the reference of '{label}' in {case} measures {held}. "
+        "Cases of the same name must have the same labels; evaluate all models on one and the same set of labels."
     ]

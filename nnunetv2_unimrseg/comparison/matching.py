@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from nnunetv2_unimrseg.comparison.agreement import (
+    MOST_NAMED,
     disagreements,
-    name_first,
     subset_key,
     subset_keys,
     unequal_conditions,
 )
-from nnunetv2_unimrseg.errors import UserError, counted
+from nnunetv2_unimrseg.errors import UserError, counted, enumerated
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
@@ -158,12 +158,13 @@ def _notices(named: Mapping[str, Evaluation], subsets: Mapping[str, Subset], sco
             "subset": [subset for key, subset in subset_keys(evaluation).items() if key not in common],
         }
         notices += [
-            f"Left out, not in all evaluations: {name_first(found)} of {name} ({counted(len(found), noun)})."
+            f"Left out, not in all evaluations: {enumerated(found, MOST_NAMED)} of {name} "
+            f"({counted(len(found), noun)})."
             for noun, found in unused.items()
             if found
         ]
     counts = scores.groupby("subset")["case"].nunique().reindex(list(subsets), fill_value=0)
     fewer = [f"{subset} ({count} of {len(everywhere)})" for subset, count in counts.items() if count < len(everywhere)]
     if fewer:
-        notices.append(f"Not every case was scored by all with every subset: {name_first(fewer)}.")
+        notices.append(f"Not every case was scored by all with every subset: {enumerated(fewer, MOST_NAMED)}.")
     return notices
