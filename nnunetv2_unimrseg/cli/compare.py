@@ -17,17 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("folders", nargs="+", metavar="EVALUATION", help="folders that `unimrseg evaluate` wrote, the baseline first")
     add("-o", required=True, metavar="FOLDER", help="where to write tables, plots and report.html")
     add("--names", nargs="+", metavar="NAME", help="what to call the models (default: their own names)")
-    add("--confidence", type=float, default=0.95, help="of the intervals (default: %(default)s)")
-    add("--resamples", type=int, default=10_000, metavar="N", help="bootstrap samples (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    add("--confidence", type=float, default=0.95, help="confidence level of the intervals (default: %(default)s)")
+    add("--resamples", type=int, default=10_000, metavar="N", help="number of bootstrap samples (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     add("--overwrite", action="store_true", help="write into FOLDER though it holds something else")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compare, write, and print the table that stands for the whole.
+    """Compare, write the report, and print the table of the mean over the labels.
 
     Raises:
-        UserError: for whatever the user can mend; then nothing was written.
+        UserError: for every mistake that the user can mend; then nothing was written.
     """
     from nnunetv2_unimrseg.comparison.compare import compare
     from nnunetv2_unimrseg.reports.comparison import check_output, write_comparison

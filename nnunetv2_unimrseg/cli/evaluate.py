@@ -17,7 +17,7 @@ from nnunetv2_unimrseg.cli.model_arguments import (
     inference_options,
     model_folder,
 )
-from nnunetv2_unimrseg.errors import listed
+from nnunetv2_unimrseg.errors import counted, listed
 from nnunetv2_unimrseg.evaluation.conventions import BRATS, EMPTY_CONVENTIONS
 from nnunetv2_unimrseg.nnunet.paths import fold_name
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--empty",
         default=BRATS,
         choices=EMPTY_CONVENTIONS,
-        help="what a label counts that reference or prediction lacks: brats, skip or nan (default: brats)",
+        help="convention for labels that the reference or the prediction lacks (default: %(default)s)",
     )
     add_prediction_arguments(parser, "threads")
     add("--overwrite", action="store_true", help="replace an evaluation that lies in the folder already")
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate as `args` say.
 
     Raises:
-        UserError: for whatever the user can mend; then nothing was computed.
-        SystemExit: with code 1, after all others were done, when a case failed.
+        UserError: for every mistake that the user can mend; then nothing was computed.
+        SystemExit: with code 1 when a case failed, after all others were done.
     """
     folder = model_folder(args)
     folds = [fold_name(text) for text in args.f]
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if evaluation.unfinished:
         print(
-            f"This part is done; {evaluation.unfinished} cases x subsets are left to others. The last one writes the "
-            "report."
+            f"This part is done. {counted(evaluation.unfinished, 'pair')} of case and subset are left to other parts; "
+            "the last one writes the report."
         )
     else:
         _report(evaluation, write_page=not args.no_report)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(evaluation: Evaluation, *, write_page: bool) -> None:
-    """Write tables, plots and pictures, where wanted, and print the table of subsets."""
+    """Write the report, if it is wanted, and print the table of subsets."""
     from nnunetv2_unimrseg.reports.tables import as_text, subset_table
 
     if write_page:

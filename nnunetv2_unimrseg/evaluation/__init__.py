@@ -1,1 +1,1 @@
-"""What each missing modality costs: every subset of the modalities predicted and scored, and figures of that."""
+"""What each missing modality costs: predicting and scoring cases with every subset of their modalities."""

@@ -1,4 +1,4 @@
-"""What a score is where the reference or the prediction of a label is empty: three named conventions.
+"""Three conventions for the scores of a label that is empty in the reference or in the prediction.
 
 | reference | prediction | `brats` | `skip` | `nan` |
 |---|---|---|---|---|
@@ -6,9 +6,10 @@
 | empty | not empty | Dice 0, image diagonal | left out | Dice 0, distances undefined |
 | not empty | empty | Dice 0, image diagonal | Dice 0, image diagonal | Dice 0, distances undefined |
 
-`brats` is the BraTS challenge's: its penalty of 373.13 mm is the diagonal of its 240 x 240 x 155 mm image, so the
-diagonal of the case's own image stands here. `skip` leaves a case out of all figures of a label that it does not have.
-`nan` is nnU-Net's: what is undefined is left out of means. What is left out or undefined is NaN in the tables.
+`brats` is the convention of the BraTS challenge. Its penalty of 373.13 mm is the diagonal of its 240 x 240 x 155 mm
+image; here the penalty is the diagonal of the case's own image. `skip` leaves a case out of all means of a label that
+its reference lacks. `nan` is nnU-Net's convention: undefined scores are left out of means. Scores that are left out or
+undefined are NaN in the tables.
 """
 
 from __future__ import annotations

@@ -12,23 +12,24 @@ GROUPS = (ALL, SINGLE, LEAVE_ONE_OUT, COMPLETE)
 
 
 def parse_subsets(texts: Sequence[str], modalities: Modalities) -> list[Subset]:
-    """Return the subsets that `texts` ask for, each once, fewest modalities first.
+    """Return the subsets that `texts` name, each once, those of fewest modalities first.
 
     Args:
         texts: any of "all", "single", "leave-one-out", "complete", and subsets by name such as "T1+FLAIR" (names or
             channel numbers, in any order; case does not matter).
-        modalities: the dataset's.
+        modalities: the modalities of the dataset.
 
     Raises:
         UserError: for an unknown modality, for no text at all, and for "all" of more than ten modalities.
     """
     if not texts:
-        raise UserError(f"Which subsets? Give any of {', '.join(GROUPS)}, or subsets such as {_example(modalities)}.")
-    found = {subset for text in texts for subset in _subsets_of(text.strip(), modalities)}
+        example = "+".join(modalities.names[:2])
+        raise UserError(f'Which subsets? Give any of {", ".join(GROUPS)}, or subsets such as "{example}".')
+    found = {subset for text in texts for subset in _parse_one(text.strip(), modalities)}
     return sorted(found, key=lambda subset: (sum(subset), [not available for available in subset]))
 
 
-def _subsets_of(text: str, modalities: Modalities) -> list[Subset]:
+def _parse_one(text: str, modalities: Modalities) -> list[Subset]:
     count = len(modalities)
     group = text.casefold()
     if group in {name.casefold() for name in modalities}:
@@ -41,10 +42,10 @@ def _subsets_of(text: str, modalities: Modalities) -> list[Subset]:
         return leave_one_out(count)
     if group == COMPLETE:
         return [(True,) * count]
-    return [modalities.subset(_names_of(text, modalities))]
+    return [modalities.subset(_split_names(text, modalities))]
 
 
-def _names_of(text: str, modalities: Modalities) -> list[str]:
+def _split_names(text: str, modalities: Modalities) -> list[str]:
     """Split at "+", but not inside a modality's name ("T1+C")."""
     pieces = text.split("+")
     readings = list(_readings(pieces, {name.casefold() for name in modalities}))
@@ -59,7 +60,3 @@ def _readings(pieces: Sequence[str], known: set[str]) -> Iterator[list[str]]:
         if name.casefold() in known or (length == 1 and name.isdigit()):
             for rest in _readings(pieces[length:], known):
                 yield [name, *rest]
-
-
-def _example(modalities: Modalities) -> str:
-    return f'"{"+".join(modalities.names[:2])}"'
