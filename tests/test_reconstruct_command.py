@@ -87,7 +87,7 @@ def error_of(folder) -> str:
 @pytest.mark.parametrize("trainer", ["stage2", "stage3", "modality_dropout", "nnUNetTrainer"])
 def test_only_stage_1_reconstructs(tmp_path, monkeypatch, trainer):
     message = error_of(write_model(tmp_path, monkeypatch, trainer=trainer))
-    assert "is no stage-1 model" in message and "-tr UniMRSegStage1Trainer" in message
+    assert "is not a stage-1 model" in message and "-tr UniMRSegStage1Trainer" in message
 
 
 def test_models_that_do_not_fit(tmp_path):

@@ -1,8 +1,8 @@
 """Segment cases that have any subset of the modalities.
 
-Takes nnU-Net's flags. All cases are checked first, every problem is listed at once, and modalities.json beside the
-segmentations says which modalities each case had; report.html and report.json say too what Dice to expect with them,
-where the model was evaluated (`unimrseg evaluate`). `--modalities` uses only those named.
+Takes nnU-Net's flags. All cases are checked first, and every problem is listed at once. modalities.json beside the
+segmentations lists the modalities of each case. report.html and report.json add the Dice to expect with them, if the
+model was evaluated (`unimrseg evaluate`). `--modalities` uses only those named.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="use only these modalities (names or channel numbers), as if the other files were absent",
     )
-    add("--no_report", action="store_true", help="no report.html and report.json, and no look at stored evaluations")
+    add("--no_report", action="store_true", help="do not write report.html and report.json, and do not read stored evaluations")
     add("--verbose", action="store_true", help="print nnU-Net's messages about each case too")
     add("--save_probabilities", action="store_true", help="also write the class probabilities (.npz)")
     add("--continue_prediction", "--c", action="store_true", help="leave out cases that are already segmented")
@@ -43,10 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Predict as `args` say.
+    """Predict the cases of a folder.
 
     Raises:
-        UserError: for whatever the user can mend; then nothing was computed or written.
+        UserError: for a bad argument, model, input or output folder, before anything is computed; and when a file cannot
+            be written.
     """
     folder = model_folder(args)
     if not 0 < args.step_size <= 1:
@@ -82,4 +83,4 @@ def run(args: argparse.Namespace) -> None:
         before_predicting=None if args.no_report else prediction_reporter(predictor),
     )
     if not args.no_report:
-        print(f"What to expect of each case: {os.path.join(args.o, 'report.html')}")
+        print(f"The Dice to expect of each case: {os.path.join(args.o, 'report.html')}")

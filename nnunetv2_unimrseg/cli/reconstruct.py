@@ -1,10 +1,9 @@
 """Write the modalities that cases lack, made from those they have by a stage-1 model.
 
 Each missing modality is written as CASE_XXXX.ending in the case's own geometry, in normalised units or, with
---intensities, in the training set's intensities. These images are SYNTHETIC, and say so in their headers: they show
-what the model takes for likely, never what a scan would have shown; do not diagnose from them. Each case gets a
-picture, CASE_reconstruction.png. Cases that lack nothing are scored for each missing pattern (scores.csv,
-summary.json).
+--intensities, in the training set's intensities. These images are SYNTHETIC, as their headers say: they show what the
+model holds for likely, not what a scan would have shown. Do not diagnose from them. Each case gets a picture,
+CASE_reconstruction.png. Cases that lack nothing are scored for each missing pattern (scores.csv, summary.json).
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modalities",
         nargs="+",
         metavar="NAME",
-        help="reconstruct from these only (names or channel numbers), as if the other files were absent; where they "
-        "are there, they are the truth to score with",
+        help="reconstruct from these only (names or channel numbers), as if the other files were absent; files of "
+        "the others are the truth to score with",
     )
     add("--intensities", action="store_true", help="map to the training set's intensities; default: normalised units")
-    add("--no_scores", action="store_true", help="do not score; cases that lack nothing are then left out")
+    add("--no_scores", action="store_true", help="do not score; cases that lack nothing are left out then")
     add_prediction_arguments(parser, "threads")
     add("--overwrite", action="store_true", help="replace files that are in the output folder")
-    add("--continue_prediction", "--c", action="store_true", help="continue: leave out cases whose picture is there")
+    add("--continue_prediction", "--c", action="store_true", help="continue: leave out finished cases, those with a picture")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reconstruct as `args` say.
+    """Reconstruct the cases of a folder.
 
     Raises:
-        UserError: for whatever the user can mend; then nothing was computed or written.
-        SystemExit: with code 1, after all others were done, when a case failed.
+        UserError: as `reconstruct`.
+        SystemExit: with code 1, after all cases were tried, when one failed.
     """
     folder = model_folder(args)
     folds = [fold_name(text) for text in args.f]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -17,9 +18,10 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, find_section, trained_checkpoints
+from nnunetv2_unimrseg.nnunet.types import DatasetJson
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+from nnunetv2_unimrseg.utils.files import read_json
 
 
 class Reconstructor(nnUNetPredictor):
@@ -44,7 +46,7 @@ class Reconstructor(nnUNetPredictor):
 
         Raises:
             UserError: when the folder, a fold or its checkpoint is absent, damaged or does not fit the plans beside
-                it, when it is no stage-1 model, and for the second stage of a cascade.
+                it, when it is not a stage-1 model, and for the second stage of a cascade.
         """
         folder = Path(model_training_output_dir)
         if isinstance(use_folds, str | int):
@@ -53,13 +55,13 @@ class Reconstructor(nnUNetPredictor):
         for path, checkpoint in trained_checkpoints(folder, use_folds, checkpoint_name):
             if find_section(checkpoint, path) != "stage1":
                 raise UserError(
-                    f"{path} is no stage-1 model, so it cannot reconstruct images; it was trained by "
+                    f"{path} is not a stage-1 model, so it cannot reconstruct images; it was trained by "
                     f"{checkpoint.get('trainer_name')}. Train stage 1 with `nnUNetv2_train DATASET CONFIGURATION FOLD "
                     f"-tr {TRAINER_OF_SECTION['stage1']}`, or name its folder if it is trained."
                 )
             checkpoints.append(checkpoint)
         plans_manager = PlansManager(read_json(folder / "plans.json"))
-        dataset_json = read_dataset_json(folder / "dataset.json")
+        dataset_json = cast(DatasetJson, read_dataset_json(folder / "dataset.json"))
         configuration = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
         if configuration.previous_stage_name is not None:
             raise UserError(
@@ -83,12 +85,12 @@ class Reconstructor(nnUNetPredictor):
 
     @torch.inference_mode()
     def _internal_predict_sliding_window_return_logits(
-        self, data: Tensor, slicers: Sequence[tuple], do_on_device: bool = True
+        self, data: Tensor, slicers: Sequence[tuple[slice, ...]], do_on_device: bool = True
     ) -> Tensor:
         """Average overlapping windows as nnU-Net does, but in single precision.
 
-        nnU-Net sums in half precision. At an image's edges, where only the windows' faint margins contribute, that is
-        wrong by several percent: no matter to the largest of some logits, but seen in an image.
+        nnU-Net sums in half precision. At an image's edges, where only the low weights of the windows' margins count,
+        that is wrong by several percent. It rarely changes which logit is largest, but it is visible in an image.
         """
         device = self.device if do_on_device else torch.device("cpu")
         size = tuple(self.configuration_manager.patch_size)
