@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="use only these modalities (names or channel numbers), as if the other files were absent",
     )
-    add("--no_report", action="store_true", help="do not write report.html and report.json, and do not read stored evaluations")
+    add(
+        "--no_report", action="store_true", help="neither write report.html and report.json nor read stored evaluations"
+    )
     add("--verbose", action="store_true", help="print nnU-Net's messages about each case too")
     add("--save_probabilities", action="store_true", help="also write the class probabilities (.npz)")
     add("--continue_prediction", "--c", action="store_true", help="leave out cases that are already segmented")
@@ -46,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict the cases of a folder.
 
     Raises:
-        UserError: for a bad argument, model, input or output folder, before anything is computed; and when a file cannot
-            be written.
+        UserError: for a bad argument, model, input or output folder, before anything is computed; and when a file
+            cannot be written.
     """
     folder = model_folder(args)
     if not 0 < args.step_size <= 1:

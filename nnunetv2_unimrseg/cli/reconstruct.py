@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no_scores", action="store_true", help="do not score; cases that lack nothing are left out then")
     add_prediction_arguments(parser, "threads")
     add("--overwrite", action="store_true", help="replace files that are in the output folder")
-    add("--continue_prediction", "--c", action="store_true", help="continue: leave out finished cases, those with a picture")
+    add("--continue_prediction", "--c", action="store_true", help="continue: leave out cases that have a picture")
 
 
 def run(args: argparse.Namespace) -> None:
