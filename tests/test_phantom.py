@@ -159,7 +159,9 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(phantom, "_write_patient", fail)
-    with pytest.raises(UserError, match=r"Cannot write the phantom to .*: disk full\. Nothing was written"):
+    with pytest.raises(
+        UserError, match=r"Cannot write .*Dataset900_Phantom: disk full\. What was there before is unchanged"
+    ):
         phantom.write_phantom_dataset(tmp_path / "Dataset900_Phantom", 2, 1, SMALL)
     assert list(tmp_path.iterdir()) == []
 

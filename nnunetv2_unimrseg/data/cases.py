@@ -18,7 +18,7 @@ from nnunetv2_unimrseg.data.reading import (
     read_case,
 )
 from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, split_name, why_unusable
-from nnunetv2_unimrseg.errors import UserError, counted, listed
+from nnunetv2_unimrseg.errors import UserError, counted, enumerated, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.utils.file_lock import locked
 from nnunetv2_unimrseg.utils.files import read_json, write_json
@@ -114,7 +114,7 @@ def _list_folder(
         if chosen is None or scan.channel is None or scan.channel >= len(chosen) or chosen[scan.channel]
     ]
     if not contents.images:
-        found = f"It holds: {_held(contents)}."
+        found = f"It holds: {_describe_contents(contents)}."
         if unusable:
             found = f"What looks like scans cannot be used:\n{listed(unusable)}"
         raise UserError(
@@ -124,13 +124,13 @@ def _list_folder(
     if contents.duplicates and tell:
         print(describe_duplicates(contents.duplicates, file_ending))
     if contents.hidden and tell:
-        print(f"Ignored {_hidden(contents)}.")
+        print(f"Ignored {_describe_hidden(contents)}.")
     cases, unnamed = group_by_case(contents.images, modalities, file_ending)
     return list(cases.values()), [*unusable, *unnamed]
 
 
 def describe_duplicates(duplicates: Sequence[Path], file_ending: str) -> str:
-    """Say that files were left out, for each of which there is another of the same case and modality."""
+    """Say that files were left out because there is another of the same case and modality for each."""
     return (
         f"Left out {counted(len(duplicates), 'image')} of another ending, such as {duplicates[0].name}: there is a "
         f"'{file_ending}' file of the same case and modality."
@@ -157,17 +157,16 @@ def group_by_case(
     return dict(sorted(cases.items())), problems
 
 
-def _held(contents: FolderContents) -> str:
+def _describe_contents(contents: FolderContents) -> str:
     """List what a folder without usable images holds."""
-    names = sorted([*contents.others, *(scan.path.name for scan in contents.unusable)])
-    words = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    words = enumerated(sorted([*contents.others, *(scan.path.name for scan in contents.unusable)]), 5)
     if not contents.hidden:
         return words or "no files"
-    hidden = f"{_hidden(contents)}, which {'is' if len(contents.hidden) == 1 else 'are'} ignored"
+    hidden = f"{_describe_hidden(contents)}, which {'is' if len(contents.hidden) == 1 else 'are'} ignored"
     return f"{words}, and {hidden}" if words else f"only {hidden}"
 
 
-def _hidden(contents: FolderContents) -> str:
+def _describe_hidden(contents: FolderContents) -> str:
     such_as = "" if len(contents.hidden) == 1 else "such as "
     return f"{counted(len(contents.hidden), 'hidden file')}, {such_as}{contents.hidden[0].name}"
 
@@ -213,7 +212,7 @@ def check_cases(
         reader: an instance of the plans' reader.
         modalities: the dataset's modalities.
         file_ending: as in dataset.json.
-        plans: with which the cases will be preprocessed; None leaves out whether they can be.
+        plans: with which the cases will be preprocessed; None skips the check whether they can be.
         chosen: the only modalities that may be used; None for all.
         problems: found before, which are listed first.
         show_progress: whether to show a progress bar.
@@ -259,7 +258,7 @@ def _check_case(
 
 
 def naming_problems(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
-    """Say which cases could not be told apart in an output folder, where the first file's name is the case's."""
+    """Find the cases that an output folder could not tell apart; a case is named after its first file."""
     problems = []
     owner: dict[str, str] = {}
     for files in cases:

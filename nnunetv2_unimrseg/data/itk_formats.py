@@ -1,8 +1,8 @@
-"""Are `.mha` and `.nrrd` files whole, and can ITK be given them? Why has a reader failed, in one line?
+"""Checks `.mha` and `.nrrd` files before ITK reads them, and says in one line why a reader has failed.
 
-ITK, below SimpleITK, does not say: where the voxels of a compressed `.mha` file cannot be decompressed, or are too few,
-it returns memory that nobody wrote. It allocates whatever sizes a damaged header names before it looks at the file, and
-overruns a buffer where it complains of a long line in the header of an `.nrrd` file: Python itself ends.
+ITK, on which SimpleITK builds, cannot be given a damaged file. Where the compressed voxels of an `.mha` file are
+damaged or too few, it returns uninitialised memory. It allocates the sizes that a damaged header names before it looks
+at the file. Where it complains of a long line in the header of an `.nrrd` file, it overruns a buffer and Python ends.
 """
 
 from __future__ import annotations
@@ -18,30 +18,28 @@ from typing import IO
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
 _LONGEST_LINE = 1000
-"""Characters of a line of an `.nrrd` header, but for comments and for what others have put there."""
+"""The most characters of a line of an `.nrrd` header, except for comments and free fields."""
 
 _MOST_COMPRESSED = 1100
-"""So many bytes, at the most, zlib makes of one."""
+"""The most bytes that zlib makes of one."""
 
 _META_BYTES = {
     "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
     "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
 }  # fmt: skip
-_NRRD_BYTES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(
-        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
-    ),
-    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
-    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "double"), 8),
-    **dict.fromkeys(("int64", "int64_t", "uint64", "uint64_t"), 8),
+_NRRD_NAMES = {
+    1: "signed char, int8, int8_t, uchar, unsigned char, uint8, uint8_t",
+    2: "short, short int, signed short, signed short int, int16, int16_t, ushort, unsigned short, unsigned short int, "
+    "uint16, uint16_t",
+    4: "int, signed int, int32, int32_t, uint, unsigned int, uint32, uint32_t, float",
+    8: "longlong, long long, long long int, signed long long, signed long long int, int64, int64_t, ulonglong, "
+    "unsigned long long, unsigned long long int, uint64, uint64_t, double",
 }
+_NRRD_BYTES = {name: size for size, names in _NRRD_NAMES.items() for name in names.split(", ")}
 
 _LONGEST_REASON = 300
-_OF_ITK = re.compile(r"(itk::|sitk::|ITK )ERROR: (\w+\((0x)?[0-9a-fA-F]+\): )?")
-_IN_WORDS = {
+_ITK_PREFIX = re.compile(r"(itk::|sitk::|ITK )ERROR: (\w+\((0x)?[0-9a-fA-F]+\): )?")
+_EXPLANATIONS = {
     "Unable to determine ImageIO reader": "SimpleITK does not know its format (of NIfTI it knows NIfTI-1, not NIfTI-2)",
     "does not match matrix dimensions": "it has not the three dimensions that the reader of the plans needs",
     "SVD did not converge": "the geometry in its header is not finite",
@@ -51,7 +49,7 @@ _IN_WORDS = {
 
 
 def meta_problem(path: Path) -> str | None:
-    """Return what is wrong with an `.mha` file, or None; what is not understood is left to its reader."""
+    """Return what is wrong with an `.mha` file, or None; its reader judges what is not understood here."""
     with path.open("rb") as file:
         header = dict(_meta_fields(file))
         if header.get("ElementDataFile") != "LOCAL":
@@ -74,7 +72,7 @@ def meta_problem(path: Path) -> str | None:
 
 
 def nrrd_problem(path: Path) -> str | None:
-    """Return what is wrong with an `.nrrd` file, or None; what is not understood is left to its reader."""
+    """Return what is wrong with an `.nrrd` file, or None; its reader judges what is not understood here."""
     header: dict[str, str] = {}
     with path.open("rb") as file:
         if not file.readline(_LONGEST_LINE).startswith(b"NRRD"):
@@ -157,7 +155,7 @@ def _compressed_problem(chunks: Iterator[int], needed: int, path: Path) -> str |
 
 
 def _inflated(file: IO[bytes], stored: int) -> Iterator[int]:
-    """Yield how many bytes come of each chunk; zlib checks their sum at the end."""
+    """Yield how many bytes each chunk decompresses to; zlib verifies the checksum at the end."""
     stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
     while stored > 0 and not stream.eof and (chunk := file.read(min(stored, _CHUNK))):
         stored -= len(chunk)
@@ -175,16 +173,16 @@ def _unpacked(file: IO[bytes]) -> Iterator[int]:
 
 
 def explain_failure(error: BaseException) -> str:
-    """Return in one short line why a reader failed; of the several lines of ITK and NRRD the one that says it."""
+    """Say in one short line why a reader failed; ITK and NRRD give the reason in one of several lines."""
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
-    known = next((words for part, words in _IN_WORDS.items() if part in str(error)), None)
+    known = next((words for part, words in _EXPLANATIONS.items() if part in str(error)), None)
     if known is not None:
         return known
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "SimpleITK" in lines[0]:
-        # the last error of the operating system need not have to do with it
-        lines = [_OF_ITK.sub("", line) for line in lines[1:] if not line.startswith("Reason:")] or lines
+        # a line "Reason:" is the operating system's last error, which may have nothing to do with this one
+        lines = [_ITK_PREFIX.sub("", line) for line in lines[1:] if not line.startswith("Reason:")] or lines
         lines = [line for line in lines[:-1] if not line.startswith("[nrrd]")][:1] + lines[-1:]
     reason = " ".join(re.sub(r"^\[nrrd\] \w+: *", "", line) for line in lines) or type(error).__name__
     reason = re.sub(r"\b(itk|CommonEnums|IOComponent)::", "", reason)

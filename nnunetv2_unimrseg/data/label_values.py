@@ -1,4 +1,4 @@
-"""The values that a label may hold, and those that it holds besides."""
+"""The values that a label may hold, and the unknown ones that it holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def known_labels(label_manager: LabelManager) -> frozenset[int]:
 
 
 def unknown_values(label: np.ndarray, known: frozenset[int]) -> str:
-    """Say which values of a label are none of the dataset's, "" where none is: "255; the dataset's labels are 0, 1"."""
+    """List the values of a label that the dataset has not ("255; the dataset's labels are 0, 1"); "" for none."""
     strange = sorted(set(pd.unique(label.ravel()).tolist()) - known)
     if not strange:
         return ""

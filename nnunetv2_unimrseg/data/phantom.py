@@ -1,17 +1,15 @@
 """The generated demo dataset: toy heads with a tumour of three nested classes in four modalities.
 
 Everything is drawn from a seed: the shape of the head, its tissues, the place, size and shape of the tumour, the bias
-field and the noise. Intensities follow `INTENSITIES`. Every tumour class differs from the class around it in two or
-more modalities and in none of them all, and every modality has spots of its own that look like tumour there and are
-seen nowhere else, so that one modality alone is ambiguous and more of them help.
+field and the noise. Intensities follow `INTENSITIES`. Every tumour class differs from the class around it in at least
+two modalities, but never in all. Every modality also has spots of its own, which look like tumour and which no other
+modality shows. So one modality alone is ambiguous, and further modalities help.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError, reason_in_words
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_files
 
 MODALITIES = ("FLAIR", "T1", "T1ce", "T2")
 LABELS = {"background": 0, "edema": 1, "non_enhancing_tumour": 2, "enhancing_tumour": 3}
@@ -88,20 +87,15 @@ def write_phantom_dataset(
     from tqdm import tqdm
 
     dataset_folder = Path(dataset_folder)
+    remove_leftovers(dataset_folder)
     _check_arguments(num_training, num_unseen, shape, spacing, seed)
     if dataset_folder.exists() and (not dataset_folder.is_dir() or any(dataset_folder.iterdir())):
         raise UserError(
             f"'{dataset_folder}' is already there and not empty; the phantom would overwrite it. "
             "Choose another dataset number, or remove that folder first."
         )
-    dataset_folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".phantom_", dir=dataset_folder.parent))
-    try:
-        unfinished.chmod(0o755)
-        for split in ("Tr", "Ts"):
-            (unfinished / f"images{split}").mkdir()
-            (unfinished / f"labels{split}").mkdir()
-        patients = [("Tr", number) for number in range(num_training)] + [("Ts", number) for number in range(num_unseen)]
+    patients = [("Tr", number) for number in range(num_training)] + [("Ts", number) for number in range(num_unseen)]
+    with whole_files(dataset_folder, image_problem, failures=(RuntimeError,)) as unfinished:
         for split, number in tqdm(patients, desc="phantom", unit="patient"):
             generator = np.random.default_rng([seed, ("Tr", "Ts").index(split), number])
             name = f"{'phantom' if split == 'Tr' else 'unseen'}_{number:03d}"
@@ -115,19 +109,6 @@ def write_phantom_dataset(
             "description": f"Generated toy brains with a tumour, seed {seed}; not medical data.",
         }
         (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(unfinished.rglob("*.nii.gz")):
-            if problem := image_problem(path):
-                raise OSError(f"{path.name} is not whole: {problem}; is the disk or the quota full?")
-        if dataset_folder.exists():
-            dataset_folder.rmdir()
-        unfinished.rename(dataset_folder)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        reason = reason_in_words(error)
-        raise UserError(f"Cannot write the phantom to {dataset_folder}: {reason}. Nothing was written.") from error
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def make_patient(
@@ -188,6 +169,7 @@ def _write_patient(folder: Path, split: str, name: str, patient: Patient, spacin
     import SimpleITK
 
     def write(array: np.ndarray, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
         image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
         image.SetSpacing([float(edge) for edge in spacing])
         half = [edge * size / 2 for edge, size in zip(spacing, array.shape, strict=True)]
@@ -278,7 +260,7 @@ def _draw_nested_blobs(generator: np.random.Generator, coordinates: np.ndarray, 
 def _distance_from_random_voxel(
     generator: np.random.Generator, coordinates: np.ndarray, centres: np.ndarray, stretch: float = 1.25
 ) -> np.ndarray:
-    """Return every voxel's distance from a random voxel of a mask, in an ellipsoid's metric of random axes."""
+    """Return every voxel's distance from a random voxel of a mask, measured in an ellipsoid of random axes."""
     candidates = np.argwhere(centres)
     x, y, z = candidates[generator.integers(len(candidates))]
     offsets = coordinates - coordinates[:, x, y, z][:, None, None, None]

@@ -1,6 +1,6 @@
 """The preprocessed cases of a dataset, checked once before anything is trained with them.
 
-`unimrseg plan` checks the raw data; what stock nnU-Net preprocessed has been checked by nobody.
+`unimrseg plan` checks the raw data, but stock nnU-Net may have planned and preprocessed a dataset without that check.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from nnunetv2_unimrseg.utils.files import read_json, write_json
 from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 NOTE_NAME = "unimrseg_checked_{folder}.json"
-"""The file beside a folder of preprocessed cases that says which of them were found in order (nnU-Net takes no other
-files among them)."""
+"""The file that says which preprocessed cases have passed. It lies beside their folder: inside, nnU-Net expects
+nothing but cases."""
 
 FORMAT = 1
 OUTSIDE = -1
@@ -42,12 +42,12 @@ def check_preprocessed_cases(
 ) -> None:
     """Check that each channel of each case is finite and not constant, and that labels hold the dataset's values only.
 
-    What was found in order is noted beside the folder (`NOTE_NAME`), so that it is read once only; where that cannot be
-    written, it is read each time.
+    When all pass, a note beside the folder (`NOTE_NAME`) says so, so that they are read only once; where it cannot be
+    written, they are read each time.
 
     Args:
         folder: of the preprocessed cases of a configuration.
-        dataset_class: nnU-Net's, of its cases.
+        dataset_class: nnU-Net's class that reads them.
         label_manager: nnU-Net's, of the dataset.
         modalities: the dataset's.
         show_progress: whether to show a progress bar.

@@ -1,4 +1,4 @@
-"""Reads the files of one case, some of which may be absent, and says all that is wrong with them.
+"""Reads the files of one case, some of which may be absent, and lists all that is wrong with them.
 
 Nearly everything here returns the problems that it finds, one sentence or two each, instead of raising, so that a whole
 folder can be checked and all problems of all cases be listed at once.
@@ -35,7 +35,7 @@ class RawCase:
         image: `(C, X, Y, Z)`, float32, zeros in absent channels.
         properties: the reader's, of the first available file in channel order.
         reference: that file.
-        files: the file of each channel that has one; one file may be that of several.
+        files: the file of each channel that has one; a file of several channels stands at each of them.
     """
 
     image: np.ndarray
@@ -63,10 +63,10 @@ def no_suffix(path: str, modalities: Modalities, file_ending: str) -> str:
 def assign_channels(
     files: Sequence[str], modalities: Modalities, file_ending: str
 ) -> tuple[list[int] | None, list[str]]:
-    """Say which channel each file of a case is, for files of one channel each.
+    """Assign a channel to each file of a case, where a file holds one channel.
 
-    As many files as there are modalities are positional, as in nnU-Net (but where their names number them as one
-    case, each modality must be there once). Otherwise the `_XXXX` suffix decides.
+    If there are as many files as modalities, their order decides, as in nnU-Net; but if their names number them as one
+    case, each modality must be there once. Otherwise the `_XXXX` suffix decides.
 
     Args:
         files: the case's files.
@@ -148,7 +148,7 @@ def read_case(
     file_ending: str,
     otherwise: str | None = None,
 ) -> tuple[RawCase | None, list[str]]:
-    """Read the files of one case, checked, each into its channel.
+    """Read and check the files of one case, each into its channel.
 
     Args:
         files: any non-empty subset of the case's files.

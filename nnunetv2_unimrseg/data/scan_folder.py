@@ -1,7 +1,7 @@
-"""Looks at a folder of scans: which can be used, which are there and cannot, and why.
+"""A folder of scans: which files can be used, which cannot, and why.
 
-Where absence of a scan is normal, one that is there and goes unnoticed would pass for a missing modality. So what looks
-like a scan by its name is either an image or is said to be unusable, with the reason.
+Scans may be absent, so a scan that is there and goes unnoticed would pass for a missing modality. Therefore every file
+whose name looks like a scan's is listed: as an image, or as unusable with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIDECARS = (
     ".json", ".txt", ".log", ".bval", ".bvec", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".npz", ".pkl", ".md5", ".sha1",
     ".sha256", ".sha512",
 )  # fmt: skip
-"""Last endings of files that lie beside scans and are none, as CASE_0000.json or CASE_0000.nii.gz.md5."""
+"""Endings of files that lie beside scans and are no scans, as CASE_0000.json or CASE_0000.nii.gz.md5."""
 
 _UNFINISHED = (".part", ".partial", ".filepart", ".crdownload", ".download", ".aria2", ".tmp")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
@@ -30,13 +30,13 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 
 @dataclass(frozen=True)
 class UnusableScan:
-    """What looks like a scan and cannot be used as one.
+    """A file that looks like a scan and cannot be used as one.
 
     Attributes:
         path: where it lies.
         case: the case's name; None where the file's name does not tell.
         channel: its channel number; None where the name does not tell, and for labels.
-        reason: why it cannot be used and what to do, as it follows after the path and a colon.
+        reason: why it cannot be used and what to do: the words that follow the path and a colon.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class FolderContents:
 
     Attributes:
         images: regular files, or links to such, that end with the file ending and can be opened.
-        unusable: what looks like a scan and is none of `images`.
-        duplicates: what looks like a scan of another ending or letter case, whose case and channel `images` have too.
+        unusable: files that look like scans and are none of `images`.
+        duplicates: files of another ending or letter case that look like scans of a case and channel of `images`.
         hidden: hidden files that end with the file ending, as macOS leaves beside others (`._CASE_0000.nii.gz`).
-        others: names of whatever else is there and not hidden, folders with a slash at the end.
+        others: names of everything else that is not hidden; those of folders end with a slash.
     """
 
     images: tuple[Path, ...]
@@ -184,14 +184,14 @@ def _in_words(error: OSError) -> str:
 
 
 def _case_and_channel(name: str, file_ending: str, suffixed: bool) -> tuple[str | None, int | None]:
-    """Return what a name that ends with the file ending tells of case and channel."""
+    """Return the case and the channel in a name with this file ending; None for what the name does not tell."""
     if not suffixed:
         return name.removesuffix(file_ending), None
     return split_name(name, file_ending) or (None, None)
 
 
 def _parts(name: str, file_ending: str, suffixed: bool) -> tuple[str, int | None, str] | None:
-    """Split the name of a scan that has not this file ending: case, channel, ending; None where it is no scan's."""
+    """Split the name of a scan with another ending into case, channel and ending; None where it is no scan's name."""
     if name.casefold().endswith(SIDECARS):
         return None
     ending = "|".join(re.escape(known) for known in (file_ending, *READ_BY_NNUNET, *OTHER_IMAGES))
@@ -204,7 +204,7 @@ def _parts(name: str, file_ending: str, suffixed: bool) -> tuple[str, int | None
 
 
 def _why_other_ending(path: Path, parts: tuple[str, int | None, str], file_ending: str, otherwise: str | None) -> str:
-    """Say why a scan that has not this dataset's file ending cannot be used, and what to do."""
+    """Say why a scan with another ending than this dataset's cannot be used, and what to do."""
     case, channel, ending = parts
     broken = why_unusable(path, otherwise)
     if ending.casefold().endswith(_UNFINISHED) and (broken is None or path.is_dir()):

@@ -16,9 +16,9 @@ from nnunetv2_unimrseg.utils.files import file_problem, whole_files
 
 
 class WholeSegmentationWriter(BaseReaderWriter):
-    """nnU-Net's reader and writer of a dataset, which reads back what it wrote before the file takes its place.
+    """nnU-Net's reader and writer, wrapped: it reads back what it wrote before the file takes its place.
 
-    ITK, below it, reports nothing when the disk is full.
+    This is needed because ITK reports nothing when the disk is full.
 
     Args:
         reader_writer: an instance of nnU-Net's class.
@@ -67,7 +67,7 @@ class WholeSegmentationPlansManager(PlansManager):
 
 
 def write_whole_segmentations(plans_manager: PlansManager) -> None:
-    """Make whatever writes segmentations with this very object, nnU-Net's stock commands included, write them whole.
+    """Let all code that writes segmentations with this very object, nnU-Net's own commands included, write them whole.
 
     Only the class of this one object changes; nnU-Net and all other plans stay as they are.
     """

@@ -58,7 +58,7 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What every training case must fit."""
+    """What every training case is checked against."""
 
     reader: BaseReaderWriter
     modalities: Modalities
@@ -70,8 +70,8 @@ class _Expected:
 def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
     """Check dataset.json and every training case: files, geometry, intensities, label values. All files are read.
 
-    A case is held to what prediction holds it to (see `reading.read_case`); besides, it needs all modalities, none of
-    them blank or useless after normalisation, and a label on the same grid with the dataset's values only.
+    A case must pass the checks of prediction (see `reading.read_case`). Besides, it needs all modalities, none of them
+    blank or useless after normalisation, and a label on the same grid that holds only the dataset's values.
 
     Args:
         folder: `nnUNet_raw/DatasetXXX_Name`.
@@ -191,7 +191,7 @@ def _expected(dataset_json: Mapping[str, Any], modalities: Modalities, cases: Se
 
 
 def _reader(dataset_json: Mapping[str, Any], examples: Sequence[str]) -> BaseReaderWriter:
-    """Return nnU-Net's reader: of the first image that one can read, as nnU-Net asks of the very first."""
+    """Return the reader that nnU-Net would choose by the first image, here by the first that can be read."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     for example in examples:

@@ -1,7 +1,7 @@
-"""Is an image file whole, and are its values numbers?
+"""Checks that an image file is whole and holds finite numbers.
 
-SimpleITK does not say: it reads truncated NIfTI and GIPL files, filling what is lacking, and turns NaN and Inf of NIfTI
-files into zeros.
+SimpleITK does not: it reads truncated NIfTI and GIPL files and makes up what is lacking, and it turns NaN and Inf in
+NIfTI files into zeros.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from nnunetv2_unimrseg.data.itk_formats import meta_problem, nrrd_problem
 from nnunetv2_unimrseg.errors import in_one_line
-from nnunetv2_unimrseg.utils.files import file_problem
+from nnunetv2_unimrseg.utils.files import file_problem, problem_or_failure
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -32,42 +32,30 @@ _SMALLEST_OFFSETS = {348: 352, 540: 544}
 _MOST_DIMENSIONS = 7
 _GIPL_HEADER_BYTES = 256
 _BYTES_OF_TYPE = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16}
-"""NIfTI's codes of real numbers -> bytes of one. ITK and nibabel go by them, whatever `bitpix` says."""
+"""NIfTI's codes of real numbers -> bytes of one. ITK and nibabel go by the code and ignore `bitpix`."""
 
 _OTHER_TYPES = {1: "single bits", 128: "RGB colours", 2304: "RGBA colours"} | dict.fromkeys(
     (32, 1792, 2048), "complex numbers"
 )
-"""NIfTI's codes of what is no real number."""
+"""NIfTI's codes of other voxels than real numbers."""
 
 
 def image_problem(path: str | Path) -> str | None:
     """Return why an image file cannot be used (truncated, damaged, empty, NaN or Inf), or None.
 
-    NIfTI files are read to their end, against the checksum where they are compressed, and so are compressed MetaImage
-    and NRRD files; of other ones, and of GIPL and TIFF files, the lengths are checked; PNG files are decoded. What has
-    several values a voxel (colours, vectors, complex numbers) is no scan. Files of other formats are left to their
+    NIfTI files are read to their end, against the checksum where they are compressed; so are compressed MetaImage and
+    NRRD files. Of uncompressed ones, and of GIPL and TIFF files, the length is checked. PNG files are decoded. An image
+    of several values a voxel (colours, vectors, complex numbers) is no scan. Files of other formats are left to their
     readers, which raise where one is truncated.
     """
     path = Path(path)
-    problem = file_problem(path)
-    if problem is None:
-        problem = next((found(path) for endings, found in _CHECKS.items() if path.name.lower().endswith(endings)), None)
-    return problem
+    return file_problem(path) or _by_ending(_CHECKS, path)
 
 
 def written_image_problem(path: str | Path) -> str | None:
-    """Return why an image that was written is not whole, or None. The file is read to its end, whatever its format."""
+    """Return why an image that was written is not whole, or None. The file is read to its end in every format."""
     path = Path(path)
-    problem = image_problem(path)
-    if problem is not None:
-        return problem
-    try:
-        next((decode(path) for endings, decode in _DECODERS.items() if path.name.lower().endswith(endings)), None)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever the format's library raises for a damaged file
-        return in_one_line(error)
-    return None
+    return problem_or_failure(lambda: image_problem(path) or _by_ending(_DECODERS, path))
 
 
 def segmentation_problem(path: str | Path, reader: BaseReaderWriter, expected: np.ndarray | None = None) -> str | None:
@@ -78,16 +66,20 @@ def segmentation_problem(path: str | Path, reader: BaseReaderWriter, expected: n
         reader: of the dataset.
         expected: `(X, Y, Z)`, what must be in it; None for anything.
     """
-    try:
-        problem = image_problem(path)
-        if problem is None:
-            found = reader.read_seg(str(path))[0][0]
-            problem = None if expected is None or np.array_equal(found, expected) else "it reads back otherwise"
-        return problem
-    except MemoryError:
-        raise
-    except Exception as error:  # readers raise whatever their library raises
-        return in_one_line(error)
+
+    def find_problem() -> str | None:
+        if problem := image_problem(path):
+            return problem
+        found = reader.read_seg(str(path))[0][0]
+        return None if expected is None or np.array_equal(found, expected) else "it reads back otherwise"
+
+    return problem_or_failure(find_problem)
+
+
+def _by_ending(functions: Mapping[tuple[str, ...], Callable[[Path], str | None]], path: Path) -> str | None:
+    """Call the function for a file's ending, if there is one."""
+    name = path.name.lower()
+    return next((function(path) for endings, function in functions.items() if name.endswith(endings)), None)
 
 
 def nifti_problem(path: str | Path) -> str | None:
@@ -227,7 +219,7 @@ def _decode_with_pillow(path: Path) -> None:
         picture.load()
 
 
-_DECODERS: dict[tuple[str, ...], Callable[[Path], None]] = {
+_DECODERS: dict[tuple[str, ...], Callable[[Path], str | None]] = {
     (".mha", ".nrrd"): _decode_with_simpleitk,
     (".tif", ".tiff"): _decode_with_tifffile,
     (".bmp",): _decode_with_pillow,

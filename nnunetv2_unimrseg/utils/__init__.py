@@ -1,1 +1,1 @@
-"""What knows nothing of images: files, folders, processes."""
+"""Files, folders, locks, processes, threads, hardware: nothing here knows of images."""

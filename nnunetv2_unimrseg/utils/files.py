@@ -64,7 +64,7 @@ def whole_file(
 
 
 def _move(file: Path, place: Path) -> None:
-    """Let a file that is whole take its place, which lies on another disk where a link leads there."""
+    """Move a whole file to its place, which lies on another disk where a link leads there."""
     if place.exists():
         shutil.copymode(place, file)
     try:
@@ -109,7 +109,7 @@ def _prefix() -> str:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what processes of this machine that are dead had begun to write into a folder (under this name)."""
+    """Remove the unfinished files that dead processes of this machine left in a folder; `name` narrows them down."""
     prefix = _prefix()
     for leftover in folder.glob(f"{glob.escape(prefix)}*-{name}"):
         process = leftover.name.removeprefix(prefix).partition("-")[0]
@@ -122,7 +122,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is no question
+    if os.name != "posix":  # on Windows, signal 0 would not ask but interrupt
         return True
     try:
         os.kill(process, 0)
@@ -147,19 +147,28 @@ def _not_written(place: Path, reason: str) -> UserError:
     return UserError(f"Cannot write {place}: {reason}. What was there before is unchanged.{free}")
 
 
+def problem_or_failure(find_problem: Callable[[], str | None]) -> str | None:
+    """Return what a check finds, or the message of what it raises: libraries raise anything for a damaged file."""
+    try:
+        return find_problem()
+    except MemoryError:
+        raise
+    except Exception as error:
+        return in_one_line(error)
+
+
 def file_problem(path: Path) -> str | None:
     """Say in words why a file is not whole, or None: text, JSON, PNG, pickles, zip archives such as `.npz`, `.pth`."""
-    try:
+
+    def find_problem() -> str | None:
         if not path.is_file():
             return "there is no such file"
         if path.stat().st_size == 0:
             return "it is empty"
         read = _READ_BACK.get(path.suffix.lower())
         return None if read is None else read(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever the format's library raises for a damaged file
-        return in_one_line(error)
+
+    return problem_or_failure(find_problem)
 
 
 def _read_text(path: Path) -> None:
@@ -252,7 +261,12 @@ def whole_files(
 ) -> Iterator[Path]:
     """Yield an empty folder to write files to; once all are written and whole, they move to `folder`.
 
-    Where anything fails, nothing in `folder` has changed. See `whole_file` for the arguments.
+    Where anything fails, nothing in `folder` has changed.
+
+    Args:
+        folder: the files' place; it is made where it is absent.
+        find_problem: reads a file back and says what is wrong with it, or None; by default `file_problem`.
+        failures: what the library that writes raises where it cannot, besides OSError.
 
     Raises:
         UserError: when a file cannot be written, or is not whole afterwards.
@@ -286,5 +300,5 @@ def whole_files(
 
 
 def _missing(folder: Path) -> list[Path]:
-    """Return which of a folder and those that it lies in are to be made, the deepest first."""
+    """Return the folders that must be made for a folder to exist, the deepest first."""
     return [one for one in (folder, *folder.parents) if not one.exists()]

@@ -16,7 +16,7 @@ NATIVE_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def device_option() -> str:
-    """Return what a command needs besides its other options on this machine: " -device cpu" without CUDA, else ""."""
+    """Return the option that commands need on this machine: " -device cpu" without CUDA, else ""."""
     import torch
 
     return "" if torch.cuda.is_available() else " -device cpu"

@@ -30,7 +30,7 @@ def children_ignore_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which lets the signal through again when it is started later
+    resource_tracker.ensure_running()  # started later, it would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -89,7 +89,7 @@ def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
     Ctrl-C, which a terminal sends to the command too, waits until it has ended itself and its own processes.
 
     Raises:
-        KeyboardInterrupt: then.
+        KeyboardInterrupt: when Ctrl-C was pressed.
     """
     process = subprocess.Popen(words, env=environment)
     try:
@@ -104,7 +104,7 @@ def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 class Workers:
-    """Processes that compute beside this one; a context manager, whose end waits for what was begun.
+    """Processes that compute beside this one; a context manager, whose end waits for the calls that have begun.
 
     Args:
         count: the number of processes; with 0 this process computes, at once.
