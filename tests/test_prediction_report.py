@@ -222,6 +222,18 @@ def test_from_python_with_a_model_folder(model, patients, tmp_path):
         evaluated_model(make_predictor())
 
 
+def test_before_predicting_takes_each_folder_and_its_cases_in_place_of_printing(patients, tmp_path, capsys):
+    told = []
+
+    def observe(folder, cases):
+        assert not (folder / "a.nii.gz").exists()
+        told.append((folder, {name: case["missing"] for name, case in cases.items()}))
+
+    make_predictor().predict_from_files(patients, tmp_path / "out", before_predicting=observe, **SEQUENTIAL)
+    assert told == [(tmp_path / "out", {"a": [], "b": ["PET", "T2"], "c": ["CT", "PET", "T1"]})]
+    assert "available" not in capsys.readouterr().out
+
+
 def test_many_at_a_time_lose_no_case(model, tmp_path):
     evaluate(model, num_cases=5)
     known = evaluated_model(model, 0)

@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="use only these modalities (names or channel numbers), as if the other files were absent",
     )
-    add(
-        "--no_report", action="store_true", help="neither write report.html and report.json nor read stored evaluations"
-    )
+    add("--no_report", action="store_true", help="write no report.html and report.json, read no stored evaluations")
     add("--verbose", action="store_true", help="print nnU-Net's messages about each case too")
     add("--save_probabilities", action="store_true", help="also write the class probabilities (.npz)")
     add("--continue_prediction", "--c", action="store_true", help="leave out cases that are already segmented")

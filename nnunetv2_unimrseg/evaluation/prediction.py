@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -98,14 +96,7 @@ def is_done(folder: Path, case: EvaluationCase, subset: str, file_ending: str, r
 
 
 def _load_predictor(model: Model, folds: Sequence[str], options: InferenceOptions) -> UniMRSegPredictor:
-    with contextlib.redirect_stdout(io.StringIO()):  # without CUDA, nnU-Net prints a warning about its default options
-        predictor = UniMRSegPredictor(
-            tile_step_size=options.step_size,
-            use_mirroring=options.use_mirroring,
-            perform_everything_on_device=options.perform_everything_on_device,
-            device=options.device,
-            allow_tqdm=False,
-        )
+    predictor = options.create(UniMRSegPredictor)
     checkpoints = model.in_memory or list(
         segmentation_checkpoints(model.folder, folds, options.checkpoint, any_trainer=True)
     )

@@ -1,12 +1,18 @@
-"""How a trained model is applied to many cases, whatever is made of the result."""
+"""Options for applying a trained model to many cases, to evaluate it or to reconstruct."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from nnunetv2_unimrseg.errors import UserError
+
+Predictor = TypeVar("Predictor")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,17 @@ class InferenceOptions:
             raise UserError(f"The step size must be larger than 0 and at most 1; it is {self.step_size}.")
         threads = self.num_threads_preprocessing, self.num_threads_export
         check_numbers(self.num_parts, self.part_id, threads, "threads")
+
+    def create(self, predictor: Callable[..., Predictor]) -> Predictor:
+        """Return an instance of a class of nnU-Net predictors with these options; it has no model yet."""
+        with contextlib.redirect_stdout(io.StringIO()):  # on a CPU, nnU-Net warns of perform_everything_on_device
+            return predictor(
+                tile_step_size=self.step_size,
+                use_mirroring=self.use_mirroring,
+                perform_everything_on_device=self.perform_everything_on_device,
+                device=self.device,
+                allow_tqdm=False,
+            )
 
     @property
     def part(self) -> slice:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,14 +102,7 @@ def reconstruct(
     options, output = options or InferenceOptions(), Path(output)
     if overwrite and skip_done:
         raise UserError("Give --overwrite, which replaces finished cases, or --c, which leaves them out, not both.")
-    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net warns of perform_everything_on_device on a CPU
-        model = Reconstructor(
-            tile_step_size=options.step_size,
-            use_mirroring=options.use_mirroring,
-            perform_everything_on_device=options.perform_everything_on_device,
-            device=options.device,
-            allow_tqdm=False,
-        )
+    model = options.create(Reconstructor)
     model.initialize_from_trained_model_folder(Path(model_folder), folds, options.checkpoint)
     reader, ending = model.plans_manager.image_reader_writer_class, model.dataset_json["file_ending"]
     chosen = None if modalities is None else model.modalities.subset(modalities)

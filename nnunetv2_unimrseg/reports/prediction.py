@@ -174,20 +174,13 @@ def _model_id(described: Mapping[str, Any]) -> str:
 
 
 def _describe_model(model: EvaluatedModel, prediction: Mapping[str, Any]) -> dict[str, Any]:
-    evaluation = model.evaluation
-    described = {**model.description, "modalities": list(model.modalities), "prediction": dict(prediction)}
-    if evaluation is not None:
-        described["evaluation"] = {
-            "kind": evaluation.kind,
-            "folds": evaluation.folds,
-            "num_cases": evaluation.num_cases,
-            "labels": evaluation.labels,
-            "conventions": evaluation.conventions,
-            "prediction": evaluation.prediction,
-            "versions": evaluation.versions,
-        }
+    described: dict[str, Any] = {**model.description, "modalities": list(model.modalities)}
+    described |= {"prediction": dict(prediction), "evaluation": None}
+    if model.evaluation is None:
+        described["why_no_evaluation"] = model.why_none
     else:
-        described |= {"evaluation": None, "why_no_evaluation": model.why_none}
+        names = ("kind", "folds", "num_cases", "labels", "conventions", "prediction", "versions")
+        described["evaluation"] = {name: getattr(model.evaluation, name) for name in names}
     return {**described, "evaluate_with": model.evaluate_with, "cautions": _cautions(model, prediction)}
 
 
