@@ -7,8 +7,9 @@ Case number n of a seed is always the same: one to four files of one patient (NI
 some of them odd or bad (types, scaling, sizes, voxel sizes, matrices, byte order, offsets, truncation, flipped bytes,
 damaged compression, other formats, intensities). An untrained network predicts them. What is predicted must have the
 size, spacing, origin and direction of the first available file and the labels that the same array gives; what is
-refused must be refused by one UserError that names the file, and nothing may be written. Worker processes have limits
-of memory and time; one that dies is a failure of the case that it had. The exit code is 1 if any failed.
+refused must be refused by one UserError that names the file, and nothing may be written. The cases are judged in other
+processes with limits of memory and time; a case whose process dies or takes too long has failed. The exit code is 1 if
+any case failed.
 """
 
 from __future__ import annotations
@@ -16,30 +17,41 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import re
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import NamedTuple
 
 from fuzz_inputs_cases import make_case
 from tqdm import tqdm
 
-FAILED, PREDICTED = "failed", "predicted"
+FAILED = "failed"
 GIB = 2**30
 MOST_MEMORY, MOST_PEAK = 8 * GIB, 2 * GIB
-"""Of a worker above what it has at its start: address space, and resident memory of one case."""
-SECONDS_PER_CASE = 60
-Result = tuple[int, str, str, str, str, float]
-"""Number, variation, what had to come of it, kind of outcome, detail, seconds."""
+"""The most that a process may add to its address space, and a case to the resident memory."""
+SECONDS_PER_CASE, SECONDS_TO_START = 60, 300
 
 
-def work(connection: Connection, seed: int, root: Path) -> None:
-    """Judge the cases whose numbers come, until None comes."""
+class Result(NamedTuple):
+    """What came of a case: `verdict` is what had to come of it, `kind` what did, `detail` a message."""
+
+    number: int
+    variation: str
+    verdict: str
+    kind: str
+    detail: str
+    seconds: float
+
+
+def judge(connection: Connection, numbers: Sequence[int], seed: int, root: Path) -> None:
+    """Judge cases one after another, in a process of its own; send None, then their results."""
     import resource
 
     import torch
@@ -49,125 +61,66 @@ def work(connection: Connection, seed: int, root: Path) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    base = _status("VmSize")
-    resource.setrlimit(resource.RLIMIT_AS, (base + MOST_MEMORY, base + MOST_MEMORY))
+    limit = _memory("VmSize") + MOST_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     connection.send(None)
-    while (number := connection.recv()) is not None:
-        folder = root / f"{number}"
-        case = make_case(number, seed, folder / "in")
+    for number in numbers:
+        case = make_case(number, seed, root / f"{number}" / "in")
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmHWM")
-        outcome = outcome_of(case, folder / "out")
-        kind, detail, grown = outcome.kind, outcome.detail, _status("VmHWM") - before
+        before = _memory("VmHWM")
+        outcome = outcome_of(case, root / f"{number}" / "out")
+        kind, detail, grown = outcome.kind, outcome.detail, _memory("VmHWM") - before
         if grown > MOST_PEAK and kind != FAILED:
             kind, detail = FAILED, f"took {grown / GIB:.1f} GB ({detail})"
-        connection.send((number, case.variation, case.verdict, kind, detail, outcome.seconds))
+        connection.send(Result(number, case.variation, case.verdict, kind, detail, outcome.seconds))
 
 
-def _status(name: str) -> int:
+def _memory(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-class Worker:
-    """A process that judges one case at a time, and is replaced when it dies or takes too long."""
-
-    def __init__(self, seed: int, root: Path) -> None:
-        self.seed, self.root, self.number, self.since = seed, root, None, 0.0
-        self.start()
-
-    def start(self) -> None:
-        """Start the process; it says when it is ready."""
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, self.seed, self.root), daemon=True)
-        self.process.start()
+def results(numbers: Sequence[int], seed: int, root: Path) -> Iterator[Result]:
+    """Yield what comes of each case; another process goes on after one that died or took too long."""
+    context = multiprocessing.get_context("spawn")
+    left = list(numbers)
+    while left:
+        connection, theirs = context.Pipe()
+        process = context.Process(target=judge, args=(theirs, left, seed, root), daemon=True)
+        process.start()
         theirs.close()
-        self.number, self.since = None, time.monotonic()
-
-    def give(self, number: int | None) -> None:
-        """Give it a case; None lets it end."""
-        self.number, self.since = number, time.monotonic()
-        self.connection.send(number)
-
-    def result(self) -> Result | None:
-        """Return what has come of its case, None where it has only become ready."""
+        begun, reason = time.monotonic(), f"took longer than {SECONDS_PER_CASE} s"
         try:
-            return self.connection.recv()
+            if connection.poll(SECONDS_TO_START):
+                connection.recv()
+            while left and connection.poll(SECONDS_PER_CASE):
+                result = connection.recv()
+                left.pop(0)
+                begun = time.monotonic()
+                yield result
         except EOFError:
-            self.process.join()
-            return self.replaced(f"the process died ({self.process.exitcode})")
-
-    def replaced(self, reason: str) -> Result:
-        """Start another process, and return the failure of the case that this one had."""
-        number = self.number
-        if number is None:
-            raise RuntimeError("A worker does not start.")
-        self.process.kill()
-        self.process.join()
-        self.start()
-        variation = make_case(number, self.seed, self.root / f"{number}" / "in").variation
-        return number, variation, "", FAILED, reason, time.monotonic() - self.since
-
-    @property
-    def is_late(self) -> bool:
-        """Whether its case takes too long."""
-        return self.number is not None and time.monotonic() - self.since > SECONDS_PER_CASE
+            process.join()
+            reason = f"the process died ({process.exitcode})"
+        process.join(0 if left else SECONDS_PER_CASE)
+        process.kill()
+        process.join()
+        if left:
+            case = make_case(left[0], seed, root / f"{left[0]}" / "in")
+            yield Result(left.pop(0), case.variation, case.verdict, FAILED, reason, time.monotonic() - begun)
 
 
-def results(numbers: list[int], seed: int, root: Path, processes: int) -> Iterator[Result]:
-    """Yield what comes of each case, in the order in which they are done."""
-    left, done = iter(numbers), 0
-    workers = [Worker(seed, root) for _ in range(min(processes, len(numbers)))]
-    while done < len(numbers):
-        ready = wait([worker.connection for worker in workers], timeout=1)
-        for worker in list(workers):
-            came = None
-            if worker.connection in ready:
-                came = worker.result()
-                if came is None or worker.number is not None:  # it waits for a case; a new one says when it does
-                    worker.number = None
-                    if (number := next(left, None)) is not None:
-                        worker.give(number)
-            elif worker.is_late:
-                came = worker.replaced(f"took longer than {SECONDS_PER_CASE} s")
-            if came is not None:
-                done += 1
-                yield came
-    for worker in workers:
-        worker.give(None)
-        worker.process.join()
+def results_of_processes(numbers: Sequence[int], seed: int, root: Path, processes: int) -> Iterator[Result]:
+    """Yield what comes of each case, judged by several processes, in the order in which they are done."""
+    done: Queue[Result] = Queue()
 
+    def collect(part: Sequence[int]) -> None:
+        for result in results(part, seed, root):
+            done.put(result)
 
-KINDS = (
-    r"NaN or infinite values", r"is truncated or damaged", r"is truncated", r"header is damaged", r"no NIfTI header",
-    r"is empty", r"cannot be read", r"differ in shape", r"differ in spacing", r"differ in origin or direction",
-    r"holds \d+ channels", r"values a voxel", r"spacing is", r"would be resampled", r"normalised by",
-    r"no modality is available", r"voxels are .* \(NIfTI", r"it has \d+ dimensions", r"holds no voxel", r"no NRRD file",
-    r"broken PNG file", r"broken data stream", r"cannot identify image file", r"exceeds limit", r"[Tt]runcated",
-)  # fmt: skip
-
-
-def kind_of(message: str) -> str:
-    """Return the kind of message of a refusal: that of its first problem."""
-    first = message.split("\n  - ")[min(1, message.count("\n  - "))]
-    found = next((found[0] for kind in KINDS if (found := re.search(kind, first))), None)
-    return re.sub(r"\d+", "N", found or re.sub(r"case .\w+.: |patient_\S+: ", "", first)[:70])
-
-
-def table(done: list[Result]) -> str:
-    """Return how many cases had which outcome, and which variations failed."""
-    outcomes = Counter(kind if kind != "refused" else f"refused: {kind_of(text)}" for _, _, _, kind, text, _ in done)
-    rows = [
-        f"{count:6d}  {outcome}" for outcome, count in sorted(outcomes.items(), key=lambda pair: (pair[0][0], -pair[1]))
-    ]
-    total = Counter(kind for _, _, _, kind, _, _ in done)
-    rows.append(
-        f"{len(done):6d}  in all: " + ", ".join(f"{total[kind]} {kind}" for kind in (PREDICTED, "refused", FAILED))
-    )
-    slowest = max(done, key=lambda result: result[5])
-    rows.append(f"the slowest case: {slowest[0]} ({slowest[1]}), {slowest[5]:.1f} s")
-    return "\n".join(rows)
+    for start in range(processes):
+        Thread(target=collect, args=(numbers[start::processes],), daemon=True).start()
+    for _ in numbers:
+        yield done.get()
 
 
 def main() -> int:
@@ -177,9 +130,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--start", type=int, default=0, metavar="NUMBER", help="the first case (default: 0)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="judge this case alone, and print what comes of it")
-    parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="where the files of failing cases (or of --only) go"
-    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the files of failed cases (or --only) here")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write every outcome there, a line a case")
     args = parser.parse_args()
@@ -187,21 +138,24 @@ def main() -> int:
     begun, done = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="fuzz_inputs_") as name:
         root = Path(name)
-        for result in tqdm(results(numbers, args.seed, root, args.processes), total=len(numbers), desc="Cases"):
-            number, variation, verdict, kind, detail, seconds = result
+        outcomes = results_of_processes(numbers, args.seed, root, args.processes)
+        for result in tqdm(outcomes, total=len(numbers), desc="Cases"):
             done.append(result)
-            if kind == FAILED or args.only is not None:
-                tqdm.write(
-                    f"{number} ({variation}, must be: {verdict or 'any'}) {kind} after {seconds:.1f} s: {detail}"
-                )
+            if result.kind == FAILED or args.only is not None:
+                about = f"{result.number} ({result.variation}, must be: {result.verdict})"
+                tqdm.write(f"{about} {result.kind} after {result.seconds:.1f} s: {result.detail}")
                 if args.keep:
-                    shutil.copytree(root / f"{number}" / "in", args.keep / f"{args.seed}_{number}", dirs_exist_ok=True)
-            shutil.rmtree(root / f"{number}", ignore_errors=True)
+                    kept = args.keep / f"{args.seed}_{result.number}"
+                    shutil.copytree(root / f"{result.number}" / "in", kept, dirs_exist_ok=True)
+            shutil.rmtree(root / f"{result.number}", ignore_errors=True)
     if args.log:
-        lines = [f"{number}\t{variation}\t{kind}\t{detail!r}" for number, variation, _, kind, detail, _ in sorted(done)]
-        args.log.write_text("\n".join(lines) + "\n")
-    print(f"\nseed {args.seed}, cases {numbers[0]} to {numbers[-1]}, {time.monotonic() - begun:.0f} s\n{table(done)}")
-    return 1 if any(result[3] == FAILED for result in done) else 0
+        lines = [f"{one.number}\t{one.variation}\t{one.kind}\t{one.detail!r}\n" for one in sorted(done)]
+        args.log.write_text("".join(lines))
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(one.kind for one in done).items()))
+    slowest = max(done, key=lambda one: one.seconds)
+    print(f"\nseed {args.seed}, cases {numbers[0]} to {numbers[-1]}, {time.monotonic() - begun:.0f} s: {counts}")
+    print(f"the slowest case: {slowest.number} ({slowest.variation}), {slowest.seconds:.1f} s")
+    return int(any(one.kind == FAILED for one in done))
 
 
 if __name__ == "__main__":
