@@ -1,1 +1,1 @@
-"""The missing scans themselves: what a stage-1 model makes of the modalities that a case has."""
+"""Reconstruction of missing modalities from the available ones, with a stage-1 model."""

@@ -1,4 +1,4 @@
-"""One case: read, preprocessed, reconstructed, brought back to the original grid, scored, written."""
+"""Reads, preprocesses, reconstructs, scores and writes one case at a time."""
 
 from __future__ import annotations
 
@@ -141,7 +141,6 @@ class CaseReconstructor:
 
     def _read(self, case: Case, files: Sequence[str]) -> tuple[np.ndarray, ImageProperties]:
         read = read_usable_case(case.name, files, self._reader(), self.model.modalities, self._ending)
-        assert read is not None  # else there are problems
         return read.image, read.properties
 
     def _to_original_grid(self, image: np.ndarray, properties: ImageProperties, channels: Sequence[int]) -> np.ndarray:

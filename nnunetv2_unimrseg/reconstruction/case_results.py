@@ -1,4 +1,4 @@
-"""What is written when a case has been reconstructed from each of its subsets: scores, modalities.json, picture."""
+"""Writes scores, modalities.json and the picture of a case that was reconstructed from each of its subsets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnunetv2_unimrseg.reconstruction.planning import Case
 from nnunetv2_unimrseg.reconstruction.reconstruction_folder import add_scores
 
 Row = dict[str, Any]
-"""Of the table that `reconstruct` returns."""
+"""A row of the table that `reconstruct` returns."""
 
 
 def write_case_results(

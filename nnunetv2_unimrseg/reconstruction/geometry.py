@@ -1,4 +1,4 @@
-"""From nnU-Net's preprocessed grid back to the voxels of the original image."""
+"""Resamples images from nnU-Net's preprocessed grid back to the original one."""
 
 from __future__ import annotations
 

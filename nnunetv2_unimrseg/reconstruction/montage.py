@@ -40,7 +40,7 @@ def middle_of_content(mask: np.ndarray) -> int:
 
 
 def write_montage(path: Path, columns: Mapping[str, Column], title: str, spacing: Sequence[float]) -> None:
-    """Write a PNG in one step: a column for each modality; rows for real, synthetic and difference.
+    """Write a PNG whole or not at all: a column for each modality; rows for real, synthetic and difference.
 
     Args:
         path: the file; an existing one is replaced.

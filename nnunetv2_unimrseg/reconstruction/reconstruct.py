@@ -1,4 +1,4 @@
-"""Write the modalities that cases lack, and score reconstructions where the truth is known: `reconstruct`."""
+"""`reconstruct`: writes the modalities that cases lack, and scores reconstructions where the truth is known."""
 
 from __future__ import annotations
 

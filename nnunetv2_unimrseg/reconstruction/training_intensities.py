@@ -117,7 +117,7 @@ def _measure(
 ) -> dict[str, dict[str, float]]:
     measure = partial(_measure_case, plans_manager.image_reader_writer_class(), masked)
     with ThreadPoolExecutor(max(num_threads, 1)) as pool:
-        measured = pool.map(measure, sorted(cases.values(), key=len))  # those that may lack a file first
+        measured = pool.map(measure, sorted(cases.values(), key=len))  # cases that may lack a file fail early
         found = list(tqdm(measured, total=len(cases), desc="Measuring training intensities", disable=not show_progress))
     channels = {}
     for channel, name in enumerate(modalities):

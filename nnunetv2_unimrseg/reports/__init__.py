@@ -1,1 +1,1 @@
-"""What people read of an evaluation, a comparison or a prediction: tables, plots, montages and HTML pages."""
+"""Tables, plots, pictures and HTML pages of evaluations, comparisons and predictions."""

@@ -21,11 +21,11 @@ METRIC_NAMES = {
 }
 
 MOST_ROWS = 6000
-"""Of the table with every label and metric; where there are more, the page refers to differences.csv instead."""
+"""Longest table with every label and metric; a page without it refers to differences.csv."""
 
 
 def comparison_page(comparison: Comparison, *, dice_plot: Path, differences_plot: Path) -> str:
-    """Return the self-contained page.
+    """Return the page, which needs no other file.
 
     Args:
         comparison: the comparison.

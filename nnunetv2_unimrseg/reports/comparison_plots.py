@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P")
-"""Okabe and Ito's palette. Colour and marker together tell 42 models apart; markers do in grey prints."""
+"""Okabe and Ito's palette. Up to 42 models differ in colour or marker; up to six differ in grey prints too."""
 
 MOST_PANELS = 4
 """Where there are more labels (with their mean), only the headline label is drawn."""

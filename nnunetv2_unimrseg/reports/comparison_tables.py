@@ -22,7 +22,7 @@ PERCENT = 100.0
 
 
 def comparison_table(comparison: Comparison, label: str) -> Table:
-    """Make the Dice table of one label: a column a model; each but the baseline followed by its difference and p.
+    """Make the Dice table of one label: the baseline's Dice, then each model's Dice, difference and p.
 
     Args:
         comparison: the comparison.

@@ -24,7 +24,7 @@ MOST_PAIR_ROWS = 1000
 """Rows of the table of pairs; where there are more, only the worst of each label are shown."""
 
 Row = Mapping[str, Any]
-"""Of a table of `summary`, by name of the column."""
+"""A row of a table of `evaluation.summary`: values by column."""
 
 OTHER_METRICS = ("hd95_mm", "asd_mm", "absolute_volume_difference_ml", "failure_rate")
 
@@ -188,7 +188,7 @@ def _pair_rows(evaluation: Evaluation, changes: pd.DataFrame) -> tuple[list[dict
 
 
 def _case_rows(evaluation: Evaluation) -> tuple[list[dict[str, Any]], int]:
-    """Return a row for each case and subset, in order, and how many are left out: of too many, all but the worst."""
+    """Return a row for each case and subset, of too many only the worst, and how many are left out."""
     keys = ["case", "subset"]
     table = evaluation.scores.pivot(index=keys, columns="label", values="dice")[evaluation.labels]
     if len(evaluation.labels) > 1:

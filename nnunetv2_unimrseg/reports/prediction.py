@@ -94,7 +94,7 @@ def evaluated_model(
     folds: Sequence[Fold] | Fold | None = None,
     checkpoint_name: str = "checkpoint_final.pth",
 ) -> EvaluatedModel:
-    """Read what is known of the model that a predictor has loaded, or that lies in a folder.
+    """Describe the model of a predictor, or of a model folder, and read its stored evaluation.
 
     Raises:
         UserError: when its weights changed since its evaluation was stored, or a predictor's are not from a file.
@@ -111,7 +111,7 @@ def evaluated_model(
 
 
 def prediction_reporter(predictor: UniMRSegPredictor) -> BeforePredicting:
-    """Return what prints the Dice to expect of each case and writes the report, for `before_predicting`.
+    """Return a function for `before_predicting` that prints the Dice to expect of each case and writes the report.
 
     Raises:
         UserError: as `evaluated_model`.
