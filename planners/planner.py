@@ -14,8 +14,9 @@ from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
-from nnunetv2_unimrseg.nnunet.paths import plans_path, read_json
+from nnunetv2_unimrseg.nnunet.paths import plans_path
 from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
+from nnunetv2_unimrseg.utils.files import read_json
 
 PLANS_NAME = "nnUNetUniMRSegPlans"
 STOCK_PLANS_NAME = "nnUNetPlans"
@@ -86,8 +87,8 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         median_shape: Sequence[int],
         data_identifier: str,
         approximate_n_voxels_dataset: float,
-        _cache: dict,
-    ) -> dict:
+        _cache: dict[str, Any],
+    ) -> dict[str, Any]:
         """Plan one configuration: as nnU-Net, within the memory of the costliest stage."""
         name = data_identifier.removeprefix(f"{self.plans_identifier}_")
         self._settings = self.user_settings.get(name, {})
@@ -131,9 +132,10 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         }
         cost = self._view_cost(architecture, patch_size)
         reference_batch_size = self._reference_batch_size(len(patch_size))
-        return max(cost.plain, self._lowest_cost(cost) * self.UNet_min_batch_size / reference_batch_size)
+        needed: float = self._lowest_cost(cost) * self.UNet_min_batch_size / reference_batch_size
+        return max(float(cost.plain), needed)
 
-    def save_plans(self, plans: dict) -> None:
+    def save_plans(self, plans: dict[str, Any]) -> None:
         """Write the plans as nnU-Net does, with a record of the memory target and of what it led to."""
         plans[PLANNING_KEY] = {
             "gpu_memory_target_in_gb": self.UNet_vram_target_GB,
@@ -158,16 +160,16 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
     def _lowest_cost(self, cost: ViewCost) -> int:
         """Return the costliest stage's need, per sample, with views one after another wherever the user allows it."""
         allowed = self._settings.get("stage2", {}).get("checkpoint_views") is not False
-        return max(stage_costs(cost, checkpoint_views=allowed).values())
+        return int(max(stage_costs(cost, checkpoint_views=allowed).values()))
 
     def _reference_batch_size(self, num_axes: int) -> int:
-        return self.UNet_reference_val_corresp_bs_2d if num_axes == 2 else self.UNet_reference_val_corresp_bs_3d
+        return int(self.UNet_reference_val_corresp_bs_2d if num_axes == 2 else self.UNet_reference_val_corresp_bs_3d)
 
     def _budget(self, num_axes: int) -> float:
         """Return the measure that a whole batch may reach at the memory target."""
         reference = self.UNet_reference_val_2d if num_axes == 2 else self.UNet_reference_val_3d
         target = self.UNet_vram_target_GB / self.UNet_reference_val_corresp_GB
-        return reference * target * self._reference_batch_size(num_axes)
+        return float(reference * target * self._reference_batch_size(num_axes))
 
 
 def check_request(gpu_memory_target_in_gb: float, base_features: int, plans_name: str) -> None:
@@ -243,7 +245,8 @@ def settings_to_keep(plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _views_one_by_one(plans: Mapping[str, Any]) -> Mapping[str, list[str]]:
-    return plans.get(PLANNING_KEY, {}).get("views_one_by_one", {})
+    recorded: Mapping[str, list[str]] = plans.get(PLANNING_KEY, {}).get("views_one_by_one", {})
+    return recorded
 
 
 def _without_checkpointing(settings: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from nnunetv2_unimrseg.data.cases import find_cases
 from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities, all_subsets
-from nnunetv2_unimrseg.nnunet.paths import read_json
+from nnunetv2_unimrseg.utils.files import read_json
 
 EVERY = 5
 """One patient in this many is set aside as unseen."""

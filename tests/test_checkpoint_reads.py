@@ -64,16 +64,24 @@ def test_predict_reads_each_checkpoint_once(root, reads, more):
     assert reads == ONCE and (root / "out" / "report.json").exists() == (not more)
 
 
-@pytest.mark.parametrize("own_cases", [False, True])
-def test_evaluate_reads_each_checkpoint_once_and_again_only_to_store_in_it(root, reads, own_cases):
+@pytest.mark.parametrize(
+    ("own_cases", "folds", "expected"),
+    [
+        (True, FOLDS, 1),
+        (False, FOLDS[:1], 1),
+        (False, FOLDS, 2),  # to check all of them first, and to predict without keeping the weights of every fold
+    ],
+)
+def test_evaluate_reads_each_checkpoint_once_where_its_folds_predict_together(root, reads, own_cases, folds, expected):
     model = trained.write_model(root / "results", folds=FOLDS)
     raw = root / "raw" / trained.DATASET
     given = ("-i", raw / "imagesTr", "-l", raw / "labelsTr") if own_cases else ()
-    words = (*given, "-o", root / "out", "-m", model, "-f", *FOLDS, *QUICK, "--subsets", "complete", "--no_report")
+    words = (*given, "-o", root / "out", "-m", model, "-f", *folds, *QUICK, "--subsets", "complete", "--no_report")
     run("evaluate", *words, "--no_store")
-    assert reads == ONCE
+    assert reads == {f"fold_{fold}": expected for fold in folds}
+    reads.clear()
     run("evaluate", *words)
-    assert reads == {fold: 3 for fold in ONCE}
+    assert reads == {f"fold_{fold}": 2 for fold in folds}, "one to check the model, one to store the evaluation"
 
 
 def test_reconstruct_reads_each_checkpoint_once(tmp_path, reads):

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from nnunetv2.paths import nnUNet_results
@@ -16,6 +16,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
+from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -74,10 +75,10 @@ class UniMRSegTrainer(nnUNetTrainer):
 
     def __init__(
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         check_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')} in nnUNet_preprocessed")
@@ -119,12 +120,12 @@ class UniMRSegTrainer(nnUNetTrainer):
     def unwrapped_network(self) -> MissingModalityUNet:
         """The network below DDP and torch.compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
+        return cast(MissingModalityUNet, network._orig_mod if isinstance(network, OptimizedModule) else network)
 
     def initialize(self) -> None:
         super().initialize()
         network = self.unwrapped_network
-        network.register_load_state_dict_post_hook(self._note_loaded_weights)
+        network.register_load_state_dict_post_hook(self._note_loaded_weights)  # type: ignore[no-untyped-call]  # torch's
         if self.device.type == "cpu":
             network.to(memory_format=self._memory_format)
             arithmetic = "bfloat16 autocast" if self.uses_bfloat16 else "float32"
@@ -168,7 +169,7 @@ class UniMRSegTrainer(nnUNetTrainer):
                 "checkpoint."
             ) from error
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """As nnU-Net's; but what is continued (--c) goes on from the newest whole checkpoint of the fold.
 
         Raises:
@@ -194,7 +195,7 @@ class UniMRSegTrainer(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """As nnU-Net's; the processes that it starts leave Ctrl-C to this one, and end with it."""
         with children_ignore_interrupts():
-            return super().get_dataloaders()
+            return cast(tuple[Any, Any], super().get_dataloaders())
 
     def on_train_start(self) -> None:
         self._continues = False  # what is loaded after this is meant (--val_best)
@@ -265,7 +266,7 @@ class UniMRSegTrainer(nnUNetTrainer):
             )
         return path
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The arithmetic of a training step: float16 on CUDA as in nnU-Net, bfloat16 on CPUs that have it."""
         if self.device.type == "cuda":
             return torch.autocast("cuda")
@@ -283,7 +284,7 @@ class UniMRSegTrainer(nnUNetTrainer):
         """
         raise NotImplementedError
 
-    def train_step(self, batch: dict) -> dict:
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"]
         if isinstance(target, list):
@@ -315,7 +316,15 @@ class UniMRSegTrainer(nnUNetTrainer):
             (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         return loss.detach()
 
-    def without_synchronisation(self) -> AbstractContextManager:
+    def from_all_ranks(self, value: Any) -> list[Any]:
+        """Return this value of each process of a distributed training; without one, of this process alone."""
+        if not self.is_ddp:
+            return [value]
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def without_synchronisation(self) -> AbstractContextManager[Any]:
         """Views inside keep their gradients to this rank; the step's last view, outside, adds up those of all ranks."""
         return self.network.no_sync() if self.is_ddp else nullcontext()
 

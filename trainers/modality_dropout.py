@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -18,4 +18,4 @@ class UniMRSegModalityDropoutTrainer(SegmentationTrainer):
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         available = draw_subsets(len(data), len(self.modalities), self.settings)
         available = available.to(self.device, non_blocking=True)
-        return self.loss(self.network(data, available), target)
+        return cast(Tensor, self.loss(self.network(data, available), target))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor
-from torch import distributed as dist
 
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.losses import Float32Loss
@@ -31,7 +30,14 @@ def mark_missing(data: Tensor, available: Tensor) -> Tensor:
 class SegmentationTrainer(UniMRSegTrainer):
     """Validates every batch twice, complete and with random incomplete subsets; `checkpoint_best` follows the mean."""
 
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: ANN001, B008
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.logger.local_logger = ProgressLogger(
             {
@@ -51,7 +57,7 @@ class SegmentationTrainer(UniMRSegTrainer):
         super().on_validation_epoch_start()
         self.validation_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED + self.local_rank)
 
-    def validation_step(self, batch: dict) -> dict:
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         incomplete_data = mark_missing(batch["data"], self.validation_deck.deal(len(batch["data"])))
         target = batch["target"]
         untouched = [scale.clone() for scale in target] if isinstance(target, list) else target.clone()
@@ -63,11 +69,11 @@ class SegmentationTrainer(UniMRSegTrainer):
         outputs["loss"] = (complete["loss"] + incomplete["loss"]) / 2
         return outputs
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         outputs = collate_outputs(val_outputs)
         complete = self._pseudo_dice(outputs, "")
         incomplete = self._pseudo_dice(outputs, INCOMPLETE)
-        losses = self._from_all_ranks(outputs["loss"])
+        losses = self.from_all_ranks(outputs["loss"])
         self.logger.log("dice_complete", float(np.nanmean(complete)), self.current_epoch)
         self.logger.log("dice_incomplete", float(np.nanmean(incomplete)), self.current_epoch)
         self.logger.log("dice_per_class_or_region", list((complete + incomplete) / 2), self.current_epoch)
@@ -78,13 +84,7 @@ class SegmentationTrainer(UniMRSegTrainer):
         self.print_to_log_file("The pseudo dice below is the mean of both; the best checkpoint follows it.")
 
     def _pseudo_dice(self, outputs: dict[str, Any], prefix: str) -> np.ndarray:
-        tp, fp, fn = (np.sum(self._from_all_ranks(np.sum(outputs[prefix + name], axis=0)), axis=0) for name in COUNTS)
+        tp, fp, fn = (np.sum(self.from_all_ranks(np.sum(outputs[prefix + name], axis=0)), axis=0) for name in COUNTS)
         with np.errstate(invalid="ignore"):
-            return (2 * tp / (2 * tp + fp + fn)).astype(float)
-
-    def _from_all_ranks(self, value: object) -> list:
-        if not self.is_ddp:
-            return [value]
-        gathered = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, value)
-        return gathered
+            dice: np.ndarray = 2 * tp / (2 * tp + fp + fn)
+            return dice.astype(float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from time import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -35,8 +35,16 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
     """Reconstructs all modalities from a corrupted patch; labels are not used."""
 
     section: ClassVar[str] = "stage1"
+    _best_ema: float | None
 
-    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")) -> None:  # noqa: ANN001, B008
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.logger.local_logger = ProgressLogger(
             {"val_l1": "validation L1 (normalised intensity)", "val_ssim": "validation SSIM"},
@@ -74,7 +82,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
     def _get_deep_supervision_scales(self) -> None:
         return None
 
-    def _build_loss(self) -> partial:
+    def _build_loss(self) -> partial[Tensor]:
         return partial(
             reconstruction_loss,
             l1_weight=self.settings.l1_weight,
@@ -93,13 +101,13 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         _, prediction, complete, known = self._reconstruct(data)
-        return self.loss(prediction, complete, known=known)
+        return cast(Tensor, self.loss(prediction, complete, known=known))
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._validation_draws = torch.Generator().manual_seed(VALIDATION_SEED + self.local_rank)
 
-    def validation_step(self, batch: dict) -> dict:
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         data = batch["data"].to(self.device, non_blocking=True)
         with self.autocast():
             corrupted, prediction, target, known = self._reconstruct(data, self._validation_draws)
@@ -110,13 +118,10 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
         self._shown = corrupted[0], prediction[0], target[0]
         return {"loss": loss.float().cpu().numpy(), "l1": absolute.cpu().numpy(), "ssim": similarity.cpu().numpy()}
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         outputs = collate_outputs(val_outputs)
         means = np.array([np.mean(outputs[name]) for name in ("loss", "l1", "ssim")])
-        if self.is_ddp:
-            gathered = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, means)
-            means = np.mean(gathered, axis=0)
+        means = np.mean(self.from_all_ranks(means), axis=0)
         for key, value in zip(("val_losses", "val_l1", "val_ssim"), means.tolist(), strict=True):
             self.logger.log(key, value, self.current_epoch)
 
@@ -174,10 +179,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             cases.append(self._score_case(predictor, key))
             if self.is_ddp and number < len(keys) // ranks:
                 dist.barrier()  # else the first to end would wait at the next line for longer than NCCL's limit
-        if self.is_ddp:
-            gathered = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, cases)
-            cases = [case for part in gathered for case in part]
+        cases = [case for part in self.from_all_ranks(cases) for case in part]
         if self.local_rank == 0:
             folder = Path(self.output_folder) / "validation"
             folder.mkdir(exist_ok=True)
@@ -191,7 +193,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
                 "Mean over missing modalities: " + ", ".join(f"{name} {value:.4f}" for name, value in overall.items())
             )
 
-    def _score_case(self, predictor: Reconstructor, key: str) -> dict:
+    def _score_case(self, predictor: Reconstructor, key: str) -> dict[str, Any]:
         self.print_to_log_file(f"reconstructing {key}")
         dataset = self.dataset_class(
             self.preprocessed_dataset_folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         first_subsets, second_subsets = self._draw_views(len(data))
         if self.steps % self.settings.pairs_every:
             use_first = torch.rand(len(data), 1, device=self.device) < 0.5
-            return self.loss(self.network(data, torch.where(use_first, first_subsets, second_subsets)), target)
+            one_view = self.network(data, torch.where(use_first, first_subsets, second_subsets))
+            return cast(Tensor, self.loss(one_view, target))
         patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]])
         patients = patients.to(self.device, non_blocking=True)
         first_loss, *first = self._run_first_view(data, target, first_subsets)
@@ -51,11 +52,10 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         if self.settings.contrastive_weight == 0:
             return loss
         if self.is_ddp:
-            first, second, patients = (gather_with_gradient(part) for part in (first, second, [patients]))
-            patients = patients[0]
+            first, second, (patients,) = (gather_with_gradient(part) for part in (first, second, [patients]))
         contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature, self.memory)
         self.memory.add(first, second, patients)
-        return loss + self.settings.contrastive_weight * contrast
+        return cast(Tensor, loss + self.settings.contrastive_weight * contrast)
 
     def _draw_views(self, num_samples: int) -> list[Tensor]:
         count = len(self.modalities)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -78,14 +78,14 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
             teacher = [output.detach() for output in outputs]
             for available in earlier:
                 value = value + self.backward(self._student_view(data, target, available, *teacher) / len(subsets))
-        return value + self._student_view(data, target, last, *teacher) / len(subsets)
+        return cast(Tensor, value + self._student_view(data, target, last, *teacher) / len(subsets))
 
     def _one_view_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""
         labels = 1 + self.settings.incomplete_label_weight
         incomplete = self.deck.deal(len(data)).to(self.device, non_blocking=True)
         is_complete = torch.rand(len(data), 1, device=data.device) < 1 / labels
-        return labels * self.loss(self.network(data, incomplete | is_complete), target)
+        return cast(Tensor, labels * self.loss(self.network(data, incomplete | is_complete), target))
 
     def _deal_subsets(self, num_samples: int) -> list[Tensor]:
         if self.every_subset is not None:
@@ -108,7 +108,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
     ) -> Tensor:
         settings = self.settings
         logits, features = self.network(data, available, return_features=True)
-        loss = settings.feature_weight * feature_consistency(features, teacher_features)
+        loss: Tensor = settings.feature_weight * feature_consistency(features, teacher_features)
         if settings.prediction_weight > 0:
             regions = self.label_manager.has_regions
             distance = prediction_consistency(full_resolution(logits), teacher_logits, regions=regions)

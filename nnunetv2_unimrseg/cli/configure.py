@@ -25,9 +25,9 @@ from nnunetv2_unimrseg.nnunet.paths import (
     read_configuration,
     require_folders,
     result_folder,
-    write_json,
 )
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+from nnunetv2_unimrseg.utils.files import write_json
 
 RESULTS = "nnUNet_results"
 

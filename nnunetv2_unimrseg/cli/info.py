@@ -78,7 +78,7 @@ def _trainers_found() -> tuple[dict[str, bool], list[str]]:
 
 def _folder(variable: str) -> dict[str, Any]:
     path = os.environ.get(variable)
-    return {"path": path, "exists": bool(path) and Path(path).is_dir()}
+    return {"path": path, "exists": Path(path).is_dir() if path else False}
 
 
 def _model(args: argparse.Namespace) -> dict[str, Any]:

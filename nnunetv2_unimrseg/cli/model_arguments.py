@@ -45,7 +45,7 @@ def model_folder(args: argparse.Namespace) -> str:
             raise UserError(
                 "-m names the model's folder, so -d and -c cannot be given too. Leave one or the other out."
             )
-        return args.m
+        return str(args.m)
     if args.d is None or args.c is None:
         raise UserError("Which model? Give -d DATASET -c CONFIGURATION, or -m MODEL_FOLDER.")
     dataset = find_dataset(args.d, "nnUNet_results")

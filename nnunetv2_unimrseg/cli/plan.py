@@ -22,10 +22,10 @@ from nnunetv2_unimrseg.nnunet.paths import (
     inherited_value,
     nnunet_folder,
     preprocessing_command,
-    read_json,
     read_plans,
     require_folders,
 )
+from nnunetv2_unimrseg.utils.files import read_json
 from nnunetv2_unimrseg.utils.hardware import device_option
 from nnunetv2_unimrseg.utils.processes import interruptible
 
@@ -185,13 +185,13 @@ def _make_plans(
 
     from nnunetv2_unimrseg.planners.planner import UniMRSegPlanner
 
-    plans, _ = plan_experiment_dataset(
+    plans: dict[str, Any] = plan_experiment_dataset(
         dataset_id(dataset),
         experiment_planner_class=functools.partial(UniMRSegPlanner, base_features=base_features),
         gpu_memory_target_in_gb=target,
         overwrite_target_spacing=spacing,
         overwrite_plans_name=plans_name,
-    )
+    )[0]
     return plans
 
 

@@ -37,7 +37,7 @@ def check_properties(properties: Mapping[str, Any], reader: str | None = None) -
     """
     spacing = properties.get("spacing") if isinstance(properties, Mapping) else None
     try:
-        values = [float(value) for value in spacing]
+        values = [float(value) for value in spacing or ()]
     except (TypeError, ValueError):
         values = []
     if len(values) != 3 or not all(0 < value < math.inf for value in values):

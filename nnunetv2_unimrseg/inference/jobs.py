@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-Files = str | os.PathLike | Sequence[Sequence[str | os.PathLike]]
-Outputs = str | os.PathLike | Sequence[str | os.PathLike] | None
+Files = str | os.PathLike[str] | Sequence[Sequence[str | os.PathLike[str]]]
+Outputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 PROBABILITIES_ENDING, PROPERTIES_ENDING = ".npz", ".pkl"
 
@@ -79,7 +79,7 @@ class Setting:
 
 def find_jobs(
     source: Files,
-    output: Outputs,
+    output: Outputs | None,
     setting: Setting,
     *,
     overwrite: bool,
@@ -157,7 +157,7 @@ def export_problem(output: str, setting: Setting) -> str | None:
 
 
 def planned_outputs(
-    source: Files, output: Outputs, cases: Sequence[Sequence[str]], file_ending: str, *, complete: bool = True
+    source: Files, output: Outputs | None, cases: Sequence[Sequence[str]], file_ending: str, *, complete: bool = True
 ) -> tuple[Sequence[str | None], list[str]]:
     """Say where each case is written to.
 
@@ -230,7 +230,9 @@ def previous_stage_problems(
     return problems
 
 
-def record_call(output: Outputs, arguments: Mapping[str, Any], dataset_json: dict, plans: dict) -> None:
+def record_call(
+    output: Outputs, arguments: Mapping[str, Any], dataset_json: Mapping[str, Any], plans: Mapping[str, Any]
+) -> None:
     """Write, as nnU-Net does, how the segmentations were asked for, and what its postprocessing needs of the model."""
     folder = Path(output) if isinstance(output, str | os.PathLike) else Path(output[0]).parent
     recorded = json.loads(json.dumps(arguments, default=str))

@@ -53,7 +53,7 @@ def predict_jobs(
     """
     preparing = Workers(min(num_processes_preprocessing, len(jobs)), "Use fewer processes for preprocessing (-npp).")
     exporting = Workers(min(num_processes_export, len(jobs)), "Use fewer processes for export (-nps).")
-    exports: list[Future] = []
+    exports: list[Future[Any]] = []
     try:
         with preparing, exporting:
             for number, (job, data, properties) in enumerate(_prepared(jobs, setting, preparing), start=1):
@@ -73,10 +73,12 @@ def _name(job: Job) -> str:
     return os.path.basename(job.files[0] if job.output is None else job.output)
 
 
-def _prepared(jobs: Sequence[Job], setting: Setting, workers: Workers) -> Iterator[tuple[Job, np.ndarray, dict]]:
+def _prepared(
+    jobs: Sequence[Job], setting: Setting, workers: Workers
+) -> Iterator[tuple[Job, np.ndarray, dict[str, Any]]]:
     """Yield the cases in their order; no more than one a process waits."""
     left = iter(jobs)
-    begun: deque[tuple[Job, Future]] = deque()
+    begun: deque[tuple[Job, Future[Any]]] = deque()
     while True:
         while len(begun) < max(workers.count, 1) and (job := next(left, None)) is not None:
             begun.append((job, workers.submit(preprocess, job, setting)))
@@ -86,7 +88,7 @@ def _prepared(jobs: Sequence[Job], setting: Setting, workers: Workers) -> Iterat
         yield job, *workers.result(future)
 
 
-def _wait_for_all_but(most: int, exports: Sequence[Future], workers: Workers) -> None:
+def _wait_for_all_but(most: int, exports: Sequence[Future[Any]], workers: Workers) -> None:
     """Wait until no more than so many exports are left to do, and raise what one of those that are done raised."""
     waiting = [future for future in exports if not future.done()]
     for future in waiting[: max(len(waiting) - most, 0)]:
@@ -96,7 +98,7 @@ def _wait_for_all_but(most: int, exports: Sequence[Future], workers: Workers) ->
             workers.result(future)
 
 
-def preprocess(job: Job, setting: Setting) -> tuple[np.ndarray, dict]:
+def preprocess(job: Job, setting: Setting) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the image `(C, X, Y, Z)` as the network takes it, float32, NaN in missing channels, and its properties.
 
     In a cascade the previous stage's segmentation follows it, a channel for each label.
@@ -111,7 +113,7 @@ def preprocess(job: Job, setting: Setting) -> tuple[np.ndarray, dict]:
     return np.ascontiguousarray(data, np.float32), properties
 
 
-def export(logits: np.ndarray, properties: dict, setting: Setting, output: str | None) -> Any:
+def export(logits: np.ndarray, properties: dict[str, Any], setting: Setting, output: str | None) -> Any:
     """Bring logits `(classes, X, Y, Z)` back to the image's grid, and write what is made of them or return it.
 
     Raises:

@@ -29,8 +29,8 @@ from nnunetv2_unimrseg.inference.options import check_numbers
 from nnunetv2_unimrseg.inference.pipeline import predict_jobs
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities, Subset
-from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, build_trained_network, segmentation_checkpoints
+from nnunetv2_unimrseg.utils.files import read_json
 
 BeforePredicting = Callable[[Path | None, Mapping[str, Mapping[str, Sequence[str]]]], None]
 """Takes an output folder and, by name of the case, its modalities: `{"available": [...], "missing": [...]}`."""
@@ -114,8 +114,8 @@ class UniMRSegPredictor(nnUNetPredictor):
         network: nn.Module,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
-        parameters: list[dict] | None,
-        dataset_json: dict,
+        parameters: list[dict[str, torch.Tensor]] | None,
+        dataset_json: dict[str, Any],
         trainer_name: str,
         inference_allowed_mirroring_axes: tuple[int, ...] | None,
     ) -> None:
@@ -139,7 +139,8 @@ class UniMRSegPredictor(nnUNetPredictor):
         """Predict a preprocessed image `(C, X, Y, Z)`, NaN in missing channels, as nnU-Net does."""
         if self.fills_zeros:
             input_image = torch.nan_to_num(input_image, nan=0.0)
-        return super().predict_sliding_window_return_logits(input_image)
+        logits: torch.Tensor = super().predict_sliding_window_return_logits(input_image)
+        return logits
 
     @property
     def modalities(self) -> Modalities:
@@ -155,7 +156,7 @@ class UniMRSegPredictor(nnUNetPredictor):
     def predict_from_files(
         self,
         list_of_lists_or_source_folder: Files,
-        output_folder_or_list_of_truncated_output_files: str | os.PathLike | Sequence[str] | None,
+        output_folder_or_list_of_truncated_output_files: str | os.PathLike[str] | Sequence[str] | None,
         save_probabilities: bool = False,
         overwrite: bool = True,
         num_processes_preprocessing: int = default_num_processes,
@@ -237,7 +238,7 @@ class UniMRSegPredictor(nnUNetPredictor):
     def predict_from_files_sequential(
         self,
         list_of_lists_or_source_folder: Files,
-        output_folder_or_list_of_truncated_output_files: str | os.PathLike | Sequence[str] | None,
+        output_folder_or_list_of_truncated_output_files: str | os.PathLike[str] | Sequence[str] | None,
         save_probabilities: bool = False,
         overwrite: bool = True,
         folder_with_segs_from_prev_stage: str | None = None,
@@ -272,14 +273,14 @@ class UniMRSegPredictor(nnUNetPredictor):
         self,
         image_or_list_of_images: np.ndarray | list[np.ndarray],
         segs_from_prev_stage_or_list_of_segs_from_prev_stage: np.ndarray | list[np.ndarray] | None,
-        properties_or_list_of_properties: dict | list[dict],
+        properties_or_list_of_properties: dict[str, Any] | list[dict[str, Any]],
         truncated_ofname: str | list[str] | None,
         num_processes: int = 3,
         save_probabilities: bool = False,
         num_processes_segmentation_export: int = default_num_processes,
         *,
         available: Names | Sequence[Names] | None = None,
-    ) -> list:
+    ) -> list[Any]:
         """Segment raw arrays; see `predict_single_npy_array`.
 
         Args:
@@ -306,12 +307,12 @@ class UniMRSegPredictor(nnUNetPredictor):
             )
         for entry in properties:
             check_properties(entry, self.plans_manager.plans["image_reader_writer"] if outputs else None)
-        each = [available] * len(images)
+        each: list[Any] = [available] * len(images)
         if available is not None and len(available) and not isinstance(available[0], str | int):
             each = list(available)
             if len(each) != len(images):
                 raise UserError(f"There are {len(images)} images and {len(each)} lists of available modalities.")
-        return super().predict_from_list_of_npy_arrays(
+        predicted: list[Any] = super().predict_from_list_of_npy_arrays(
             [scatter(image, self.modalities, names) for image, names in zip(images, each, strict=True)],
             segs_from_prev_stage_or_list_of_segs_from_prev_stage,
             properties_or_list_of_properties,
@@ -320,11 +321,12 @@ class UniMRSegPredictor(nnUNetPredictor):
             save_probabilities,
             num_processes_segmentation_export,
         )
+        return predicted
 
     def predict_single_npy_array(
         self,
         input_image: np.ndarray,
-        image_properties: dict,
+        image_properties: dict[str, Any],
         segmentation_previous_stage: np.ndarray | None = None,
         output_file_truncated: str | None = None,
         save_or_return_probabilities: bool = False,
@@ -347,10 +349,11 @@ class UniMRSegPredictor(nnUNetPredictor):
         """
         reader = self.plans_manager.plans["image_reader_writer"] if output_file_truncated is not None else None
         check_properties(image_properties, reader)
-        return super().predict_single_npy_array(
+        predicted: np.ndarray | tuple[np.ndarray, np.ndarray] | None = super().predict_single_npy_array(
             scatter(input_image, self.modalities, available),
             image_properties,
             segmentation_previous_stage,
             output_file_truncated,
             save_or_return_probabilities,
         )
+        return predicted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -19,7 +18,6 @@ from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, find_section, trained_checkpoints
-from nnunetv2_unimrseg.nnunet.types import DatasetJson
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.files import read_json
 
@@ -61,7 +59,7 @@ class Reconstructor(nnUNetPredictor):
                 )
             checkpoints.append(checkpoint)
         plans_manager = PlansManager(read_json(folder / "plans.json"))
-        dataset_json = cast(DatasetJson, read_dataset_json(folder / "dataset.json"))
+        dataset_json = read_dataset_json(folder / "dataset.json")
         configuration = plans_manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
         if configuration.previous_stage_name is not None:
             raise UserError(

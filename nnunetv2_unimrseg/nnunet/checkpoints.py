@@ -56,7 +56,7 @@ def weights_sha256(network_weights: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(network_weights):
         tensor = network_weights[name].detach().cpu()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -126,7 +126,8 @@ def transfer_weights(
         UserError: when the file cannot be read, comes from other plans (lists what differs) or holds other tensors.
     """
     checkpoint = read_checkpoint(path)
-    left_out, kept = (), ""
+    left_out: tuple[str, ...] = ()
+    kept = ""
     if checkpoint.get("trainer_name") == TRAINER_OF_SECTION["stage1"]:
         left_out, kept = ((HEADS,), " (all but the heads)") if stage1_decoder else ((DECODER,), " (the encoder)")
     weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}

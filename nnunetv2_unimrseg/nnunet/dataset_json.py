@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import EXAMPLE, as_json, channels_key, check_channels, whole_number
 from nnunetv2_unimrseg.nnunet.labels import check_labels, check_regions_class_order
-from nnunetv2_unimrseg.nnunet.paths import read_json
+from nnunetv2_unimrseg.nnunet.types import DatasetJson
+from nnunetv2_unimrseg.utils.files import read_json
 
 MOST_NAMED = 40
 
@@ -31,7 +32,7 @@ class _Mistake:
     line: str
 
 
-def read_dataset_json(path: Path, *, raw: bool = False) -> dict[str, Any]:
+def read_dataset_json(path: Path, *, raw: bool = False) -> DatasetJson:
     """Read a dataset.json and check it.
 
     Args:
@@ -46,10 +47,10 @@ def read_dataset_json(path: Path, *, raw: bool = False) -> dict[str, Any]:
     """
     content = read_json(path)
     check_dataset_json(content, path, raw=raw)
-    return content
+    return cast(DatasetJson, content)
 
 
-def check_dataset_json(content: Mapping[str, Any], source: str | os.PathLike, *, raw: bool = False) -> None:
+def check_dataset_json(content: Mapping[str, Any], source: str | os.PathLike[str], *, raw: bool = False) -> None:
     """Check what nnU-Net and this package take from a dataset.json.
 
     Args:
@@ -151,7 +152,7 @@ def _label_mistakes(content: Mapping[str, Any], misspelt: Mapping[str, str]) -> 
 
 
 def _num_training_mistakes(
-    content: Mapping[str, Any], source: str | os.PathLike, misspelt: Mapping[str, str]
+    content: Mapping[str, Any], source: str | os.PathLike[str], misspelt: Mapping[str, str]
 ) -> Iterator[_Mistake]:
     found, given = _spelling("numTraining", misspelt), content.get("numTraining")
     number = whole_number(given)
@@ -166,7 +167,7 @@ def _num_training_mistakes(
         yield _Mistake(found, _write("numTraining", known or 20, example=not known))
 
 
-def _number_of_cases(content: Mapping[str, Any], source: str | os.PathLike) -> int:
+def _number_of_cases(content: Mapping[str, Any], source: str | os.PathLike[str]) -> int:
     if isinstance(content.get("dataset"), list | dict):
         return len(content["dataset"])
     if not isinstance(source, Path) or not isinstance(content.get("file_ending"), str):
@@ -182,7 +183,7 @@ def _check_file_ending(
     """Return the mistakes, and the ending corrected; `reader` is the name of the reader, "" where there is none."""
     found, given = _spelling("file_ending", misspelt), content.get("file_ending")
     example = not isinstance(given, str)
-    ending = ".nii.gz" if example else given.strip().lstrip("*")
+    ending = given.strip().lstrip("*") if isinstance(given, str) else ".nii.gz"
     if "file_ending" not in content:
         found.append('"file_ending" is absent.')
     elif not isinstance(given, str):
@@ -240,12 +241,12 @@ def _case_mistakes(content: Mapping[str, Any], channels: Mapping[str, str], endi
         return
     cases = content["dataset"]
     if not isinstance(cases, Mapping):
-        found = f'"dataset" is {_kind(cases)}, but it must be an object from the names of the cases to their files.'
+        what = f'"dataset" is {_kind(cases)}, but it must be an object from the names of the cases to their files.'
         first = cases[0] if isinstance(cases, list) and cases and isinstance(cases[0], Mapping) else {}
         label = first.get("label")
         name = Path(label).name.removesuffix(ending) if isinstance(label, str) else "case_1"
         _, entry, _ = _checked_case(name, first, channels, ending)
-        yield _Mistake([found], _write("dataset", {name: entry}, example=True))
+        yield _Mistake([what], _write("dataset", {name: entry}, example=True))
         return
     for name, given in cases.items():
         found, entry, guessed = _checked_case(name, given, channels, ending)
@@ -289,7 +290,7 @@ def _checked_case(
     return found, entry, guessed
 
 
-def _all_text(values: list) -> bool:
+def _all_text(values: list[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 

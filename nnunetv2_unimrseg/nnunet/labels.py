@@ -183,7 +183,8 @@ def _check_ignore(labels: Mapping[str, Any], values: Mapping[str, list[int]], ch
 
 
 def _highest(labels: Mapping[str, Any]) -> int:
-    return max(max(value) if isinstance(value, list) else value for value in labels.values())
+    highest: int = max(max(value) if isinstance(value, list) else value for value in labels.values())
+    return highest
 
 
 def check_regions_class_order(given: object, regions: Mapping[str, list[int]]) -> tuple[list[str], list[int] | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError, nearest
-from nnunetv2_unimrseg.utils.files import read_json, write_json, write_text  # noqa: F401
+from nnunetv2_unimrseg.utils.files import read_json
 
 RAW = "nnUNet_raw"
 VARIABLES = (RAW, "nnUNet_preprocessed", "nnUNet_results")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -19,8 +20,8 @@ from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.nnunet.checkpoints import adapter_differences, plans_differences, read_checkpoint
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
-from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+from nnunetv2_unimrseg.utils.files import read_json
 
 Fold = int | str
 
@@ -167,10 +168,11 @@ def find_section(checkpoint: Mapping[str, Any], path: Path) -> str | None:
     return known or getattr(_find_trainer(name, path), "section", None)
 
 
-def _find_trainer(name: str, path: Path) -> type:
+def _find_trainer(name: str, path: Path) -> type[nnUNetTrainer]:
     with findable_trainers(), contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints where it found the trainer
         try:
-            return recursive_find_trainer_class_by_name(name)
+            trainer: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
+            return trainer
         except RuntimeError:
             raise UserError(
                 f"{path} was trained by {name}, which nnU-Net cannot find. If it is a trainer of your own, add its "

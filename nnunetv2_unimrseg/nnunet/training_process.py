@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     ends quietly with `INTERRUPTED_EXIT_CODE`. Whatever else nnU-Net raises passes through.
     """
     from nnunetv2.run.run_training import run_training_entry
-    from torch.multiprocessing import ProcessRaisedException
+    from torch.multiprocessing.spawn import ProcessRaisedException
 
     sys.argv = ["nnUNetv2_train", *arguments]
     try:

@@ -101,7 +101,8 @@ def evaluate_run(run: Run, output: Path, device: str, threads: int) -> None:
 
     from nnunetv2_unimrseg.evaluation.evaluate import evaluate
     from nnunetv2_unimrseg.inference.options import InferenceOptions
-    from nnunetv2_unimrseg.nnunet.paths import inherited_value, read_json, read_plans, write_json
+    from nnunetv2_unimrseg.nnunet.paths import inherited_value, read_plans
+    from nnunetv2_unimrseg.utils.files import read_json, write_json
     from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16
     from nnunetv2_unimrseg.utils.versions import package_versions
 

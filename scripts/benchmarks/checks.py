@@ -84,7 +84,8 @@ def time_predict(args: argparse.Namespace) -> dict[str, float]:
     from nnunetv2_unimrseg.inference import jobs
     from nnunetv2_unimrseg.inference.predictor import UniMRSegPredictor
     from nnunetv2_unimrseg.method.networks.build import build_network
-    from nnunetv2_unimrseg.nnunet.paths import read_json, read_plans
+    from nnunetv2_unimrseg.nnunet.paths import read_plans
+    from nnunetv2_unimrseg.utils.files import read_json
 
     raw = nnunet_folder("nnUNet_raw") / NAME
     dataset_json, plans_manager = read_json(raw / "dataset.json"), PlansManager(read_plans(NAME, PLANS))

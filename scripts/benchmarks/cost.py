@@ -293,7 +293,8 @@ def planned(args: argparse.Namespace) -> tuple[str, Plans]:
     Raises:
         UserError: when the dataset, the plans or the configuration are not there.
     """
-    from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder, read_configuration, read_json
+    from nnunetv2_unimrseg.nnunet.paths import find_dataset, nnunet_folder, read_configuration
+    from nnunetv2_unimrseg.utils.files import read_json
 
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
     plans, _ = read_configuration(dataset, args.p, args.c)

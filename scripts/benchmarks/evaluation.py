@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
-from nnunetv2_unimrseg.nnunet.paths import read_json
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+from nnunetv2_unimrseg.utils.files import read_json
 
 
 def arguments() -> argparse.Namespace:

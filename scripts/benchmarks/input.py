@@ -11,14 +11,8 @@ from typing import Any
 from nnunetv2_unimrseg.cli.model_arguments import select_device
 from nnunetv2_unimrseg.cli.train import FOLDS, check_preprocessed
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.nnunet.paths import (
-    find_dataset,
-    inherited_value,
-    nnunet_folder,
-    read_configuration,
-    read_json,
-    read_plans,
-)
+from nnunetv2_unimrseg.nnunet.paths import find_dataset, inherited_value, nnunet_folder, read_configuration, read_plans
+from nnunetv2_unimrseg.utils.files import read_json
 
 from .training import Run, planned_passes
 

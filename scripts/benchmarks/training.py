@@ -78,7 +78,8 @@ def planned_steps(task: Task) -> tuple[int, float]:
     from nnunetv2_unimrseg.config import UniMRSegConfig
     from nnunetv2_unimrseg.method.step_cost import passes_per_sample
     from nnunetv2_unimrseg.modalities import Modalities
-    from nnunetv2_unimrseg.nnunet.paths import inherited_value, nnunet_folder, read_json, read_plans
+    from nnunetv2_unimrseg.nnunet.paths import inherited_value, nnunet_folder, read_plans
+    from nnunetv2_unimrseg.utils.files import read_json
 
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
     settings = getattr(UniMRSegConfig.from_dict(task.settings), task.section)
@@ -107,7 +108,7 @@ def train(task: Task, output: Path, device: str, threads: int) -> None:
     import torch
 
     from nnunetv2_unimrseg.method.step_cost import passes_per_sample
-    from nnunetv2_unimrseg.nnunet.paths import write_json
+    from nnunetv2_unimrseg.utils.files import write_json
 
     torch.set_num_threads(threads)
     random.seed(task.seed)
@@ -139,9 +140,10 @@ def _trainer(task: Task, output: Path, device: Any) -> Any:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     from nnunetv2_unimrseg.config import PLANS_KEY
-    from nnunetv2_unimrseg.nnunet.paths import nnunet_folder, read_json, read_plans
+    from nnunetv2_unimrseg.nnunet.paths import nnunet_folder, read_plans
     from nnunetv2_unimrseg.nnunet.trained_model import findable_trainers
     from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, TRAINER_OF_SECTION
+    from nnunetv2_unimrseg.utils.files import read_json
 
     plans = read_plans(task.dataset, task.plans)
     dataset_json = read_json(nnunet_folder("nnUNet_preprocessed") / task.dataset / "dataset.json")
