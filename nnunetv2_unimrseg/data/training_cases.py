@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from nnunetv2_unimrseg.data.scan_folder import FolderContents, scan_folder, why_
 from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.modalities import Modalities, check_channels
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.types import DatasetJson
 from nnunetv2_unimrseg.utils.threads import map_in_threads
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
 
 
 def find_training_cases(
-    folder: Path, dataset_json: Mapping[str, Any], modalities: Modalities
+    folder: Path, dataset_json: DatasetJson, modalities: Modalities
 ) -> tuple[list[TrainingCase], list[str]]:
     """Find the training cases that nnU-Net will find.
 
@@ -174,7 +175,7 @@ def _no_images(folder: Path, ending: str, contents: FolderContents) -> str:
     return f"{folder} holds no file that ends with '{ending}', as dataset.json's file_ending says. It holds: {there}."
 
 
-def _expected(dataset_json: Mapping[str, Any], modalities: Modalities, cases: Sequence[TrainingCase]) -> _Expected:
+def _expected(dataset_json: DatasetJson, modalities: Modalities, cases: Sequence[TrainingCase]) -> _Expected:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     from nnunetv2_unimrseg.data.normalised import Normalisation
@@ -190,7 +191,7 @@ def _expected(dataset_json: Mapping[str, Any], modalities: Modalities, cases: Se
     )
 
 
-def _reader(dataset_json: Mapping[str, Any], examples: Sequence[str]) -> BaseReaderWriter:
+def _reader(dataset_json: DatasetJson, examples: Sequence[str]) -> BaseReaderWriter:
     """Return the reader that nnU-Net would choose by the first image, here by the first that can be read."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 

@@ -77,7 +77,7 @@ def read_model(folder: Path, folds: Sequence[str], checkpoint_name: str, *, toge
     configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
     knows_missing = find_section(checkpoint, path) is not None
     plans = cast(Plans, read_json(folder / "plans.json"))
-    dataset_json = cast(DatasetJson, read_dataset_json(folder / "dataset.json"))
+    dataset_json = read_dataset_json(folder / "dataset.json")
     if MEAN_LABEL in dataset_json["labels"]:
         raise UserError(
             f"A label is called '{MEAN_LABEL}', as the mean over the labels is here. Rename it in {folder}."
