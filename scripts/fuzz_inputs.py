@@ -55,7 +55,7 @@ def judge(connection: Connection, numbers: Sequence[int], seed: int, root: Path)
     import resource
 
     import torch
-    from fuzz_inputs_check import outcome_of
+    from fuzz_inputs_check import judge_case
 
     torch.set_num_threads(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -68,7 +68,7 @@ def judge(connection: Connection, numbers: Sequence[int], seed: int, root: Path)
         case = make_case(number, seed, root / f"{number}" / "in")
         Path("/proc/self/clear_refs").write_text("5")
         before = _memory("VmHWM")
-        outcome = outcome_of(case, root / f"{number}" / "out")
+        outcome = judge_case(case, root / f"{number}" / "out")
         kind, detail, grown = outcome.kind, outcome.detail, _memory("VmHWM") - before
         if grown > MOST_PEAK and kind != FAILED:
             kind, detail = FAILED, f"took {grown / GIB:.1f} GB ({detail})"

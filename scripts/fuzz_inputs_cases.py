@@ -78,8 +78,8 @@ def make_case(number: int, seed: int, folder: Path) -> Case:
     for channel in channels:
         of_file = np.random.default_rng([seed, number, 0 if together else channel + 1])
         file = copy.deepcopy(base)
-        file.values = intensities_of(channel, seed + number, shape)
-        content, verdict = content_of(of_file, file, (kind, reader, ending), change if channel in odd else NONE)
+        file.values = make_intensities(channel, seed + number, shape)
+        content, verdict = make_content(of_file, file, (kind, reader, ending), change if channel in odd else NONE)
         path = folder / f"{NAME}_{channel:04d}{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -89,7 +89,7 @@ def make_case(number: int, seed: int, folder: Path) -> Case:
     return Case(number, tuple(written), reader, ending, f"{kind} {change}", overall)
 
 
-def intensities_of(channel: int, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+def make_intensities(channel: int, seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Return a scan (x, y, z): whole numbers from 1 to 120, zero around them."""
     rng = np.random.default_rng([seed, channel])
     values = np.zeros(shape)
@@ -98,8 +98,10 @@ def intensities_of(channel: int, seed: int, shape: tuple[int, ...]) -> np.ndarra
     return values
 
 
-def content_of(rng: np.random.Generator, file: Nifti, setting: tuple[str, str, str], change: str) -> tuple[bytes, str]:
-    """Return the bytes of a file of a format for a reader and with an ending, and what must come of it."""
+def make_content(
+    rng: np.random.Generator, file: Nifti, setting: tuple[str, str, str], change: str
+) -> tuple[bytes, str]:
+    """Return the bytes of a file in the format and with the ending of `setting`, and what must come of it."""
     kind, reader, ending = setting
     if change == FOREIGN:
         return other_format(rng, ending)

@@ -49,7 +49,7 @@ class Outcome:
 
 
 @lru_cache
-def predictor_of(reader: str, ending: str) -> UniMRSegPredictor:
+def untrained_predictor(reader: str, ending: str) -> UniMRSegPredictor:
     """Return a predictor with an untrained network of a few channels, for four modalities."""
     flat = reader == "NaturalImage2DIO"
     torch.manual_seed(0)
@@ -98,10 +98,10 @@ def predictor_of(reader: str, ending: str) -> UniMRSegPredictor:
     return predictor
 
 
-def outcome_of(case: Case, output: Path) -> Outcome:
+def judge_case(case: Case, output: Path) -> Outcome:
     """Predict a case into a folder that is not there yet, and judge the result; the folder is removed."""
     begun = time.monotonic()
-    predictor = predictor_of(case.reader, case.ending)
+    predictor = untrained_predictor(case.reader, case.ending)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -15,27 +15,12 @@ from PIL import Image
 
 META_TYPES = {"UCHAR": "u1", "CHAR": "i1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "FLOAT": "f4", "DOUBLE": "f8"}
 NRRD_TYPES = {
-    "uint8": "u1",
-    "signed char": "i1",
-    "short": "i2",
-    "ushort": "u2",
-    "int": "i4",
-    "float": "f4",
-    "double": "f8",
-}
+    "uint8": "u1", "signed char": "i1", "short": "i2", "ushort": "u2", "int": "i4", "float": "f4", "double": "f8",
+}  # fmt: skip
 SIZES = (
-    "0 0 0",
-    "-1 6 6",
-    "1 1 1",
-    "32767 32767 32767",
-    "1000 1000 1000",
-    "700 700 700",
-    "6 6",
-    "6 6 6 6",
-    "a b c",
-    "",
+    "0 0 0", "-1 6 6", "1 1 1", "32767 32767 32767", "1000 1000 1000", "700 700 700", "6 6", "6 6 6 6", "a b c", "",
     "1e9 1 1",
-)
+)  # fmt: skip
 NUMBERS = ("0 0 0", "-1 2 2", "nan nan nan", "inf 1 1", "1e-6 1e-6 1e-6", "1e6 1e6 1e6", "1 1", "x", "", "1e300 1 1")
 
 

@@ -69,7 +69,7 @@ class Nifti:
         record = np.array(true.structarr, dtype=kind.template_dtype.newbyteorder(self.order))
         record["magic"] = b"n+1" if self.version == 1 else b"n+2"
         record["vox_offset"] = self.offset or (352 if self.version == 1 else 544)
-        record["datatype"], record["bitpix"] = self.code, bits_of(self.code)
+        record["datatype"], record["bitpix"] = self.code, bits_per_voxel(self.code)
         for name, index, value in self.fields:
             kind_of_field = record[name].dtype
             if kind_of_field.kind in "iu" and np.ndim(value) == 0:
@@ -100,7 +100,7 @@ class Nifti:
         if self.code == 1:
             return np.packbits(values > 60).tobytes()
         single = values.astype(self.order + "f4").tobytes()
-        return (single * 8)[: (values.size * bits_of(self.code) + 7) // 8]
+        return (single * 8)[: (values.size * bits_per_voxel(self.code) + 7) // 8]
 
 
 def _limits(kind: np.dtype) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def _limits(kind: np.dtype) -> tuple[float, float]:
     return max(limits.min, -(2**62)), min(limits.max, 2**62)
 
 
-def bits_of(code: int) -> int:
+def bits_per_voxel(code: int) -> int:
     """Return the bits of a voxel of a type; 32 of one that does not exist."""
     if code in INTEGERS or code in FLOATS:
         return np.dtype({**INTEGERS, **FLOATS}[code]).itemsize * 8

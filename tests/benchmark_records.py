@@ -54,7 +54,7 @@ def by_patient(values, **by_subset):
     return lambda case, subset, label, seed: values[int(case[1])] + by_subset.get(subset, 0.0)
 
 
-def runs_of(variant, dice, runs=RUNS, **changed):
+def make_runs(variant, dice, runs=RUNS, **changed):
     return [record(variant, fold, seed, dice, **changed) for fold, seed in runs]
 
 

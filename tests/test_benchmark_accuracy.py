@@ -40,7 +40,7 @@ def options(**changed: object) -> argparse.Namespace:
 
 
 def chain(variant: str, fold: int = 0, seed: int = 0, **changed: object) -> tuple[benchmark.Task, ...]:
-    return benchmark.chain_of(variant, options(**changed), "Dataset998_Tiny", fold, seed)
+    return benchmark.make_chain(variant, options(**changed), "Dataset998_Tiny", fold, seed)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -144,7 +144,7 @@ def test_a_process_that_dies_is_an_error(tmp_path):
 
 def test_trainings_are_done_once_and_results_are_kept(tmp_path):
     runs = [benchmark.Run(name, 1000, chain(name)) for name in (THREE_STAGES, "no_adapters", CONTROL)]
-    named = [name for name, *_ in benchmark.jobs_of(runs, tmp_path, "cpu", 1)]
+    named = [name for name, *_ in benchmark.pending_jobs(runs, tmp_path, "cpu", 1)]
     assert len(named) == len(set(named)) == 3 + 1 + 1 + 3
     finished = runs[0].result(tmp_path)
     finished.parent.mkdir()
@@ -153,7 +153,7 @@ def test_trainings_are_done_once_and_results_are_kept(tmp_path):
     folder = stage_1.model_folder(tmp_path) / "fold_0"
     folder.mkdir(parents=True)
     (folder / benchmark.DONE).write_text("{}")
-    left = {name: before for name, before, *_ in benchmark.jobs_of(runs, tmp_path, "cpu", 1)}
+    left = {name: before for name, before, *_ in benchmark.pending_jobs(runs, tmp_path, "cpu", 1)}
     assert finished.stem not in left
     assert stage_1.name not in left
     assert left[runs[1].result(tmp_path).stem] == runs[1].chain[-1].name

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from benchmarks import cost
-from benchmarks.cost_counts import counts_of, counts_of_plans, multiply_adds, reference_plans
+from benchmarks.cost_counts import count_network, count_plans, multiply_adds, reference_plans
 from benchmarks.cost_measures import (
     Contender,
     Plans,
@@ -59,10 +59,10 @@ def test_multiply_adds_are_those_of_a_convolution():
 
 def test_counts_tell_adapters_apart():
     network = unet()
-    counts = counts_of(network, torch.zeros(1, 4, 16, 16, 16))
+    counts = count_network(network, torch.zeros(1, 4, 16, 16, 16))
     assert counts.parameters == sum(value.numel() for value in network.parameters())
     assert counts.adapter_parameters == sum(value.numel() for value in network.adapters.parameters())
-    without = counts_of(unet(adapters=False), torch.zeros(1, 4, 16, 16, 16))
+    without = count_network(unet(adapters=False), torch.zeros(1, 4, 16, 16, 16))
     assert without.adapter_parameters == 0
     assert without.complete == without.incomplete == counts.complete < counts.incomplete
     assert without.parameters == counts.parameters - counts.adapter_parameters
@@ -70,7 +70,7 @@ def test_counts_tell_adapters_apart():
 
 def test_reference_network_is_the_one_that_the_published_figures_compare_with(plans):
     blocks = {"n_conv_per_stage": [2] * 6, "n_conv_per_stage_decoder": [2] * 5}
-    stock, own = counts_of_plans(reference_plans(plans.with_modalities(2), "PlainConvUNet", blocks))
+    stock, own = count_plans(reference_plans(plans.with_modalities(2), "PlainConvUNet", blocks))
     assert stock.complete / 1e12 == pytest.approx(0.48, abs=0.005)
     assert own.complete == stock.complete
     assert own.parameters - own.adapter_parameters == stock.parameters

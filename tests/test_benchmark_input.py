@@ -40,7 +40,7 @@ def options(**changed: object) -> argparse.Namespace:
 
 def run(variant: str = "control", **changed: object) -> benchmark.Run:
     args = options(**changed)
-    return benchmark.Run(variant, args.passes, benchmark.chain_of(variant, args, DATASET, 0, 0))
+    return benchmark.Run(variant, args.passes, benchmark.make_chain(variant, args, DATASET, 0, 0))
 
 
 def test_a_planned_dataset_is_found_by_its_number(dataset):

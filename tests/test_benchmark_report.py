@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_records import DATASET, RUNS, by_patient, put, read_one, record, runs_of
+from benchmark_records import DATASET, RUNS, by_patient, make_runs, put, read_one, record
 from benchmarks import paired_statistics as statistics
 from benchmarks import report, tables
 from benchmarks.paired_statistics import ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE
@@ -39,10 +39,10 @@ def repository(tmp_path):
 
 def full_grid():
     return [
-        *runs_of("stock", by_patient((0.40, 0.50, 0.60, 0.70), **{"A+B+C": 0.2})),
-        *runs_of("control", by_patient((0.50, 0.55, 0.65, 0.70))),
-        *runs_of("three_stages", by_patient((0.56, 0.63, 0.70, 0.79))),
-        *runs_of("without_x", by_patient((0.53, 0.55, 0.66, 0.70)), runs=RUNS[:2]),
+        *make_runs("stock", by_patient((0.40, 0.50, 0.60, 0.70), **{"A+B+C": 0.2})),
+        *make_runs("control", by_patient((0.50, 0.55, 0.65, 0.70))),
+        *make_runs("three_stages", by_patient((0.56, 0.63, 0.70, 0.79))),
+        *make_runs("without_x", by_patient((0.53, 0.55, 0.66, 0.70)), runs=RUNS[:2]),
     ]
 
 
@@ -54,7 +54,7 @@ def test_figures_of_a_variant_are_those_made_by_hand(tmp_path):
     def dice(case, subset, label, seed):
         return 0.4 + 0.05 * int(case[1]) + 0.1 * (subset.count("+") + 1) - 0.05 * ("A" in subset) + 0.04 * seed
 
-    own = statistics.figures(read_one(tmp_path, runs_of("control", dice)), "control")
+    own = statistics.variant_dice(read_one(tmp_path, make_runs("control", dice)), "control")
     assert (own.runs, own.folds, own.seeds, own.patients) == (4, 2, 2, 4)
     base = 0.4 + 0.05 * 1.5 + 0.02
     single, pairs, complete = base + 0.1 - 0.05 / 3, base + 0.2 - 0.05 * 2 / 3, base + 0.3 - 0.05
@@ -72,10 +72,10 @@ def test_figures_of_a_variant_are_those_made_by_hand(tmp_path):
 
 def test_only_seeds_with_every_fold_count_for_their_deviation(tmp_path):
     dice = lambda case, subset, label, seed: 0.5 + 0.1 * seed  # noqa: E731
-    benchmark = read_one(tmp_path, runs_of("control", dice, runs=((0, 0), (1, 0), (0, 1))))
-    own = statistics.figures(benchmark, "control")
+    benchmark = read_one(tmp_path, make_runs("control", dice, runs=((0, 0), (1, 0), (0, 1))))
+    own = statistics.variant_dice(benchmark, "control")
     assert own.sd_over_seeds.isna().all()
-    assert tables.runs_of(own) == "3 (of 2 x 2)"
+    assert tables.make_runs(own) == "3 (of 2 x 2)"
 
 
 def test_a_patient_counts_in_the_subsets_that_he_has(tmp_path):
@@ -84,7 +84,7 @@ def test_a_patient_counts_in_the_subsets_that_he_has(tmp_path):
             return None
         return 0.9 if case == "p1" else 0.3
 
-    own = statistics.figures(read_one(tmp_path, [record("control", dice=dice)]), "control")
+    own = statistics.variant_dice(read_one(tmp_path, [record("control", dice=dice)]), "control")
     assert own.subsets["A"] == pytest.approx(0.6) and own.subsets["C"] == pytest.approx(0.3)
     assert own.means[SINGLE] == pytest.approx((0.6 + 0.6 + 0.3) / 3)
 
@@ -117,9 +117,9 @@ def test_differences_need_the_same_fold_and_seed(tmp_path):
     benchmark = read_one(
         tmp_path,
         [
-            *runs_of("control", by_patient((0.5,) * 4), runs=((0, 0), (1, 0))),
-            *runs_of("three_stages", uneven, runs=((0, 0), (0, 1))),
-            *runs_of("stock", by_patient((0.5,) * 4), runs=((1, 1),)),
+            *make_runs("control", by_patient((0.5,) * 4), runs=((0, 0), (1, 0))),
+            *make_runs("three_stages", uneven, runs=((0, 0), (0, 1))),
+            *make_runs("stock", by_patient((0.5,) * 4), runs=((1, 1),)),
         ],
     )
     table = statistics.differences(benchmark, "three_stages", "control")
@@ -140,7 +140,7 @@ def test_differences_need_the_same_fold_and_seed(tmp_path):
 )
 def test_the_line_says_what_the_interval_shows(tmp_path, gains, said):
     base = np.array([0.50, 0.55, 0.65, 0.70])
-    records = [*runs_of("control", by_patient(base)), *runs_of("three_stages", by_patient(base + gains))]
+    records = [*make_runs("control", by_patient(base)), *make_runs("three_stages", by_patient(base + gains))]
     text = tables.line([read_one(tmp_path, records)])
     assert text.startswith("Three stages minus control, mean over the incomplete subsets, Dice points: sarcoma P, 80")
     assert f"sarcoma P, 80 passes: {said[0]} (" in text and f"), 4 patients, 4 runs, {said[1]}. In parentheses" in text
@@ -180,8 +180,8 @@ def test_other_blocks_of_the_readme_are_left_alone(repository):
 
 
 def test_settings_of_a_dataset_share_a_table_of_subsets(tmp_path):
-    longer = runs_of("control", by_patient((0.5,) * 4), budget=160)
-    other = runs_of("control", by_patient((0.4,) * 4), dataset="Dataset001_Other")
+    longer = make_runs("control", by_patient((0.5,) * 4), budget=160)
+    other = make_runs("control", by_patient((0.4,) * 4), dataset="Dataset001_Other")
     text = tables.subset_tables(statistics.read_results(put(tmp_path, [*full_grid(), *longer, *other])))
     first, second = text.split("\n\n")
     assert first.startswith("| A | B | C | Dataset001_Other P, 80 passes: control |")
@@ -199,7 +199,7 @@ def test_a_setting_without_ablations_leaves_their_table_to_the_others(repository
 
 @pytest.mark.parametrize("variant", ["stock", "control", "three_stages", "without_x"])
 def test_a_single_variant_is_enough_for_a_page(repository, variant):
-    put(repository / report.ACCURACY, runs_of(variant, by_patient((0.5, 0.6, 0.7, 0.8)), runs=RUNS[:1]))
+    put(repository / report.ACCURACY, make_runs(variant, by_patient((0.5, 0.6, 0.7, 0.8)), runs=RUNS[:1]))
     report.write(repository)
     assert report.problems(repository) == []
     page = (repository / "docs/benchmarks.md").read_text()
@@ -240,13 +240,13 @@ def test_the_check_names_what_differs_and_writes_nothing(repository):
 
 def test_ablations_are_compared_with_the_three_stages_of_their_setting(tmp_path):
     results = [
-        *runs_of("three_stages", by_patient((0.50, 0.60, 0.70, 0.80))),
-        *runs_of("no_contrast", by_patient((0.48, 0.60, 0.68, 0.80), **{"A+B+C": -0.02})),
-        *runs_of("stock", by_patient((0.40, 0.50, 0.60, 0.70))),
+        *make_runs("three_stages", by_patient((0.50, 0.60, 0.70, 0.80))),
+        *make_runs("no_contrast", by_patient((0.48, 0.60, 0.68, 0.80), **{"A+B+C": -0.02})),
+        *make_runs("stock", by_patient((0.40, 0.50, 0.60, 0.70))),
     ]
-    longer = runs_of("three_stages", by_patient((0.5,) * 4), budget=160)
-    longer += runs_of("no_adapters", by_patient((0.6,) * 4), runs=RUNS[:1], budget=160)
-    alone = runs_of("no_adapters", by_patient((0.6,) * 4), budget=320)
+    longer = make_runs("three_stages", by_patient((0.5,) * 4), budget=160)
+    longer += make_runs("no_adapters", by_patient((0.6,) * 4), runs=RUNS[:1], budget=160)
+    alone = make_runs("no_adapters", by_patient((0.6,) * 4), budget=320)
     benchmarks = statistics.read_results(put(tmp_path, [*results, *longer, *alone]))
     contrast, adapters = report.block("ablations", benchmarks, tmp_path).splitlines()[2:]
     words = "`no_contrast` | no contrastive loss | no difference shown | 4 | 64.0 | 65.0 |"
@@ -372,7 +372,7 @@ def test_ratios_of_several_measurements_stand_side_by_side_with_the_missed_targe
 
 def test_plots_show_the_figures(tmp_path):
     benchmark = read_one(tmp_path, full_grid())
-    ((name, (_, draw)),) = report.plots_of([benchmark]).items()
+    ((name, (_, draw)),) = report.list_plots([benchmark]).items()
     assert name == f"{DATASET}_P_passes80_by_number.png"
     (axes,) = draw().axes
     stock, control, three_stages = axes.lines

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import tiny
 from fuzz_inputs_cases import BAD, EVERY_VARIATION, GOOD, VARIATIONS, make_case
-from fuzz_inputs_check import FAILED, outcome_of, predictor_of
+from fuzz_inputs_check import FAILED, judge_case, untrained_predictor
 
 from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.whole_image import image_problem
@@ -25,7 +25,7 @@ def message_of(path, reader="SimpleITKIO", ending=".nii.gz") -> str:
     """Predict the one file of a case; return why it is refused."""
     output = path.parent.parent / "out"
     with pytest.raises(UserError) as caught:
-        predictor_of(reader, ending).predict_from_files(str(path.parent), str(output), False, True, 0, 0)
+        untrained_predictor(reader, ending).predict_from_files(str(path.parent), str(output), False, True, 0, 0)
     message = str(caught.value)
     assert not output.exists() and "1 problem" in message and str(path) in message
     assert len(message.splitlines()) == 2 and len(message) < 500 + 2 * len(str(path))
@@ -55,7 +55,7 @@ def values():
 def test_ten_random_inputs(tmp_path, start):
     for number in range(start, start + 10):
         case = make_case(number, SEED, tmp_path / f"{number}")
-        outcome = outcome_of(case, tmp_path / "out")
+        outcome = judge_case(case, tmp_path / "out")
         assert outcome.kind != FAILED, f"{number} ({case.variation}, must be {case.verdict}): {outcome.detail}"
 
 
@@ -273,7 +273,7 @@ def test_geometry_that_is_none(scan, values, place, value, reader):
 def test_nifti_2_is_read_by_nibabel_only(scan, values):
     write_nifti(scan, values, kind=nibabel.Nifti2Image)
     assert "of NIfTI it knows NIfTI-1, not NIfTI-2" in message_of(scan)
-    predictor_of("NibabelIO", ".nii.gz").predict_from_files([[str(scan)]], None, False, True, 0, 0)
+    untrained_predictor("NibabelIO", ".nii.gz").predict_from_files([[str(scan)]], None, False, True, 0, 0)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 1e4), (100, 100, 100), (1e6, 1e6, 1e6)])
@@ -295,7 +295,7 @@ def test_an_image_that_is_nothing_without_the_zeros_around_it(scan):
 
 def message_of_case(path) -> str:
     with pytest.raises(UserError) as caught:
-        predictor_of("SimpleITKIO", ".nii.gz").predict_from_files(
+        untrained_predictor("SimpleITKIO", ".nii.gz").predict_from_files(
             str(path.parent), str(path.parent.parent / "out"), False, True, 0, 0
         )
     assert not (path.parent.parent / "out").exists()

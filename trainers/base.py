@@ -39,13 +39,13 @@ from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, without_au
 from nnunetv2_unimrseg.utils.processes import children_ignore_interrupts
 
 GRADIENT_NORM_LIMIT = 12
-"""nnU-Net's."""
+"""As in nnU-Net."""
 POLY_EXPONENT = 0.9
-"""Of the polynomial decay of the learning rate; nnU-Net's."""
+"""Exponent of the polynomial decay of the learning rate, as in nnU-Net."""
 
 
 LR_FACTOR = "lr_factor"
-"""Key of a group of parameters: its learning rate over the schedule's."""
+"""Key of a group of parameters: its learning rate divided by the schedule's."""
 
 
 class FlooredPolyLRScheduler(PolyLRScheduler):
@@ -140,19 +140,19 @@ class UniMRSegTrainer(nnUNetTrainer):
         return torch.channels_last_3d if three_dimensional else torch.channels_last
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """As nnU-Net's, for the parameters that learn, and with a decay that may end above zero."""
+        """Return nnU-Net's SGD for the parameters that learn, and a decay that may end above zero."""
         optimizer = torch.optim.SGD(
             self.parameter_groups(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
         )
         return optimizer, FlooredPolyLRScheduler(optimizer, self.initial_lr, self.settings.final_lr, self.num_epochs)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return what learns, in groups for the optimizer, each with the factor of its learning rate."""
+        """Return the parameters that learn, in the optimizer's groups, each with the factor of its learning rate."""
         learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         return [{"params": learning, LR_FACTOR: 1.0}]
 
     def save_checkpoint(self, filename: str) -> None:
-        """As nnU-Net's; the file takes its place when it is whole, and until then the one before it stays.
+        """Write a checkpoint as nnU-Net does; it replaces the one before it only when it is whole.
 
         Raises:
             UserError: when it cannot be written.
@@ -170,7 +170,7 @@ class UniMRSegTrainer(nnUNetTrainer):
             ) from error
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """As nnU-Net's; but what is continued (--c) goes on from the newest whole checkpoint of the fold.
+        """Load a checkpoint as nnU-Net does; a continued training (--c) takes the newest whole one of the fold.
 
         Raises:
             UserError: when the file cannot be read, or none to go on from is whole.
@@ -193,7 +193,7 @@ class UniMRSegTrainer(nnUNetTrainer):
             self._best_ema = None  # the next epoch's takes its place
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """As nnU-Net's; the processes that it starts leave Ctrl-C to this one, and end with it."""
+        """Start nnU-Net's data loaders, whose processes ignore Ctrl-C and end with this one."""
         with children_ignore_interrupts():
             return cast(tuple[Any, Any], super().get_dataloaders())
 

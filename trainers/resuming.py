@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 def restore_state(trainer: UniMRSegTrainer, checkpoint: Mapping[str, Any]) -> None:
     """Put an initialised trainer into the state that a checkpoint holds.
 
-    This is what nnU-Net's `load_checkpoint` does with a file; given what was read from one, it fails (2.8.1).
+    nnU-Net's `load_checkpoint` does this with a file, but fails (2.8.1) when it is given what a file holds.
     """
     network = trainer.unwrapped_network
     known = network.state_dict().keys()

@@ -22,7 +22,7 @@ from nnunetv2_unimrseg.nnunet.paths import (
     find_dataset,
     inherited_value,
     plans_path,
-    read_configuration,
+    read_plans,
     require_folders,
     result_folder,
 )
@@ -35,7 +35,7 @@ RESULTS = "nnUNet_results"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `unimrseg configure`."""
     parser.add_argument("-d", required=True, metavar="DATASET", help="number or name of the dataset")
-    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration, as in 3d_fullres")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration, such as 3d_fullres")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: nnUNetPlans)")
     parser.add_argument(
         "--set",
@@ -43,10 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="SECTION.NAME=VALUE",
-        help="as in stage1.num_epochs=50",
+        help="set these values, as in stage1.num_epochs=50",
     )
     parser.add_argument(
-        "--unset", nargs="+", action="extend", default=[], metavar="SECTION.NAME", help="back to the default"
+        "--unset",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SECTION.NAME",
+        help="set them back to the defaults",
     )
     parser.add_argument("--json", action="store_true", help="print every value in force as JSON")
 
@@ -55,11 +60,11 @@ def run(args: argparse.Namespace) -> None:
     """Show or change the configuration of `args.c`."""
     require_folders("nnUNet_preprocessed")
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
-    plans, _ = _readable(dataset, args)
+    plans = _read_plans(dataset, args)
     current = inherited_value(plans, args.c, PLANS_KEY) or {}
     if args.set or args.unset:
         current = changed(current, args.set, args.unset)
-        _put(plans["configurations"][args.c], current)
+        _store_settings(plans["configurations"][args.c], current)
         path = plans_path(dataset, args.p)
         write_json(path, plans)
         messages = [f"Wrote {path}", *_hints_of_results(dataset, args)]
@@ -71,23 +76,19 @@ def run(args: argparse.Namespace) -> None:
         print(table(config, current))
 
 
-def _put(configuration: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Store the settings; none are stored as no entry, unless that would bring inherited ones back."""
+def _store_settings(configuration: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Store the settings. Without any the entry is removed, unless inherited settings would then apply again."""
     if settings or "inherits_from" in configuration:
         configuration[PLANS_KEY] = settings
     else:
         configuration.pop(PLANS_KEY, None)
 
 
-def _readable(dataset: str, args: argparse.Namespace) -> tuple[dict[str, Any], object]:
-    if args.set or args.unset:
-        # wrong values that are in the plans already may be what the user is about to mend
-        from nnunetv2_unimrseg.nnunet.paths import read_plans
-
-        plans = read_plans(dataset, args.p)
-        UniMRSegConfig.from_plans(_without_settings(plans), args.c)
-        return plans, None
-    return read_configuration(dataset, args.p, args.c)
+def _read_plans(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
+    plans = read_plans(dataset, args.p)
+    changes = args.set or args.unset  # which may correct wrong values that are in the plans
+    UniMRSegConfig.from_plans(_without_settings(plans) if changes else plans, args.c)
+    return plans
 
 
 def _without_settings(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def changed(
         if entry not in malformed:
             key, text = entry.split("=", 1)
             section, name = key.split(".", 1)
-            result.setdefault(section, {})[name] = _parsed(text, is_text=_is_text(section, name))
+            result.setdefault(section, {})[name] = _parse_value(text, is_text=_is_text(section, name))
     result = {section: values for section, values in result.items() if values}
     _check(result, unknown, malformed)
     return result
@@ -155,8 +156,8 @@ def _is_text(section: str, name: str) -> bool:
     return isinstance(UniMRSegConfig().to_dict().get(section, {}).get(name), str)
 
 
-def _parsed(text: str, *, is_text: bool) -> object:
-    """Read JSON; what is no JSON, no JSON string for a text field, or no finite number stays text."""
+def _parse_value(text: str, *, is_text: bool) -> object:
+    """Read JSON. Other text stays text, and so do numbers that are not finite and numbers for a field of text."""
     try:
         value = json.loads(text, parse_constant=str)
     except json.JSONDecodeError:

@@ -24,12 +24,12 @@ from nnunetv2_unimrseg.utils.versions import package_versions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `unimrseg info`."""
     parser.add_argument("-d", metavar="DATASET", help="number or name of a dataset")
-    parser.add_argument("-c", metavar="CONFIGURATION", help="configuration, as in 3d_fullres")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="configuration, such as 3d_fullres")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: nnUNetPlans)")
     parser.add_argument(
         "-f", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="folds (default: 0 1 2 3 4)"
     )
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         default=None,
         metavar="MM",
-        help="spacing of 3d_fullres (and of what is planned from it), in the order of the image arrays, as nnU-Net's",
+        help="target spacing of 3d_fullres and of configurations planned from it, in the order of the arrays' axes",
     )
     parser.add_argument(
         "-np",

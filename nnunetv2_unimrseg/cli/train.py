@@ -1,7 +1,7 @@
 """Train the three stages in order with nnU-Net's own training command.
 
-Finished stages are skipped, an unfinished one is resumed, and a stage that lacks only its end validation gets that.
-Stages before one whose start_from names a checkpoint are not needed and left out.
+Finished stages are skipped, an unfinished stage is resumed, and a stage that lacks only its end validation is
+validated. Where start_from of a stage names a checkpoint, the stages before it are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.processes import run_child
 
 FOLDS = 5
-"""Of nnU-Net's cross-validation, where no splits_final.json says otherwise."""
+"""Folds of nnU-Net's cross-validation where no splits_final.json says otherwise."""
 
 SIGNAL_EXIT_CODE = 128
 """Added to the number of the signal that ended a stage, as shells do."""
@@ -43,13 +43,13 @@ FLAGS_BY_STATE = {
     TrainingState.STARTED: ["--c"],
     TrainingState.UNVALIDATED: ["--val"],
 }
-"""What nnUNetv2_train is told besides, by how far a stage has come."""
+"""Further flags of nnUNetv2_train, by the state of the stage."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `unimrseg train`: those of nnUNetv2_train that all stages share."""
     parser.add_argument("dataset_name_or_id", help="number or name of the dataset")
-    parser.add_argument("configuration", help="configuration, as in 3d_fullres")
+    parser.add_argument("configuration", help="configuration, such as 3d_fullres")
     parser.add_argument("fold", help="0 to 4, or all; for other numbers nnU-Net draws a random 80:20 split")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: nnUNetPlans)")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")

@@ -1,4 +1,4 @@
-"""Can a trained model's folder be used to segment cases that lack modalities? Checked before nnU-Net opens it."""
+"""Reading a trained model's folder, and checking that the model can segment cases that lack modalities."""
 
 from __future__ import annotations
 

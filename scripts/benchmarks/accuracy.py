@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chain_of(variant: str, args: argparse.Namespace, dataset: str, fold: int, seed: int) -> tuple[Task, ...]:
+def make_chain(variant: str, args: argparse.Namespace, dataset: str, fold: int, seed: int) -> tuple[Task, ...]:
     """Return the trainings of a variant; each knows the one before it."""
     chosen = VARIANTS[variant]
     settings: dict[str, Mapping[str, Any]] = {}
@@ -182,7 +182,7 @@ Job = tuple[str, str | None, Callable[..., None], tuple[object, ...]]
 """Name, name of the job that comes before, and what to call with what."""
 
 
-def jobs_of(runs: list[Run], output: Path, device: str, threads: int) -> Iterator[Job]:
+def pending_jobs(runs: list[Run], output: Path, device: str, threads: int) -> Iterator[Job]:
     """Yield what is still to be done, each training once."""
     seen = set()
     for run in runs:
@@ -247,7 +247,7 @@ def main() -> None:
     try:
         dataset = find_planned_dataset(args)
         runs = [
-            Run(variant, args.passes, chain_of(variant, args, dataset, fold, seed))
+            Run(variant, args.passes, make_chain(variant, args, dataset, fold, seed))
             for seed in args.seeds
             for fold in args.f
             for variant in names
@@ -258,7 +258,7 @@ def main() -> None:
     for remark in uneven_budgets(runs):
         print(remark)
     threads = max(1, number_from_environment("OMP_NUM_THREADS", os.cpu_count() or 1) // args.jobs)
-    failed = work(list(jobs_of(runs, args.o, args.device, threads)), args.o, args.jobs)
+    failed = work(list(pending_jobs(runs, args.o, args.device, threads)), args.o, args.jobs)
     if failed:
         sys.exit(f"{len(failed)} of the trainings and evaluations failed or were left: {', '.join(failed)}")
     print(f"{len(runs)} results in {args.o / 'results'}")

@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds_of(function: Callable[[], object]) -> float:
+def time_call(function: Callable[[], object]) -> float:
     """Return the wall time of a call in seconds; what it prints is left out."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -72,7 +72,7 @@ def time_plan(args: argparse.Namespace) -> dict[str, float]:
         "preprocessing": lambda: preprocess_dataset(NUMBER, PLANS, [CONFIGURATION], [args.np]),
         "check of the preprocessed cases": lambda: check_preprocessed(NAME, PLANS, [CONFIGURATION]),
     }
-    return {name: seconds_of(part) for name, part in parts.items()}
+    return {name: time_call(part) for name, part in parts.items()}
 
 
 def time_predict(args: argparse.Namespace) -> dict[str, float]:
@@ -113,7 +113,7 @@ def time_predict(args: argparse.Namespace) -> dict[str, float]:
             num_processes_preprocessing=1,
             num_processes_segmentation_export=1,
         )
-        whole = seconds_of(predict)
+        whole = time_call(predict)
     jobs.check_cases = check_cases
     return {**seconds, "preprocessing, prediction and export": whole - seconds["check of the cases"]}
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cost_counts import counts_of_plans, reference_plans
+from .cost_counts import count_plans, reference_plans
 from .cost_measures import Contender, Plans, hardware, peak_memory, prediction_seconds, training_seconds
 
 STOCK = "stock nnU-Net"
@@ -187,7 +187,7 @@ def count_table(plans: Plans, args: argparse.Namespace) -> Table:
     rows = [PUBLISHED]
     for name, these in (("plain U-Net", plain), ("residual encoder", residual), ("these plans", plans)):
         patch = " x ".join(map(str, these.entries["patch_size"]))
-        for owner, counts in zip((STOCK, "stage 3"), counts_of_plans(these), strict=True):
+        for owner, counts in zip((STOCK, "stage 3"), count_plans(these), strict=True):
             rows.append(
                 (
                     f"{owner}, {name}", patch, f"{counts.parameters / 1e6:.3g}",
@@ -221,7 +221,7 @@ def modalities_table(plans: Plans, args: argparse.Namespace) -> Table:
         seconds = training_seconds(these, {STOCK: Contender(), **stages}, args.rounds, args.device)
         of_stock = peak_memory(these, Contender(), args.device)[0]
         predicted = prediction_seconds(these, args.rounds, args.device)
-        _, counts = counts_of_plans(these)
+        _, counts = count_plans(these)
         batch_size = these.entries["batch_size"]
         row = [str(number)]
         for name, stage in stages.items():
@@ -263,7 +263,7 @@ MEASURES: dict[str, Callable[[Plans, argparse.Namespace], Table]] = {
 }
 
 
-def record_of(args: argparse.Namespace, plans: Plans, dataset: str, tables: list[Table]) -> Mapping[str, Any]:
+def make_record(args: argparse.Namespace, plans: Plans, dataset: str, tables: list[Table]) -> Mapping[str, Any]:
     """Return what the JSON file holds."""
     import torch
 
@@ -314,7 +314,7 @@ def main() -> None:
     for name in args.measure:
         tables.append(MEASURES[name](plans, args))
         print(tables[-1].markdown(), flush=True)
-        record = record_of(args, plans, dataset, tables)
+        record = make_record(args, plans, dataset, tables)
         if args.o is not None:
             args.o.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     shown = ("dataset", "configuration", "plans", "patch_size", "batch_size", "hardware", "precision", "versions")

@@ -34,7 +34,7 @@ def multiply_adds(network: Any, *arguments: Any, **options: Any) -> int:
     return counter.get_total_flops() // 2
 
 
-def counts_of(network: Any, patch: Any) -> Counts:
+def count_network(network: Any, patch: Any) -> Counts:
     """Count a network of this package, which may lie on the meta device, for one `patch` `(1, C, X, Y[, Z])` there."""
     adapters = sum(parameter.numel() for parameter in network.adapters.parameters()) if network.adapters else 0
     nothing = patch.new_zeros((1, network.num_modalities), dtype=bool)
@@ -46,7 +46,7 @@ def counts_of(network: Any, patch: Any) -> Counts:
     )
 
 
-def counts_of_plans(plans: Plans) -> tuple[Counts, Counts]:
+def count_plans(plans: Plans) -> tuple[Counts, Counts]:
     """Return the counts of stock nnU-Net's network (no adapters) and of stage 3's, without allocating either."""
     import torch
 
@@ -55,13 +55,13 @@ def counts_of_plans(plans: Plans) -> tuple[Counts, Counts]:
         patch = torch.empty(plans.patch_shape)
         parameters = sum(parameter.numel() for parameter in networks["stock"].parameters())
         work = multiply_adds(networks["stock"], patch)
-        return Counts(parameters, 0, work, work), counts_of(networks["stage3"], patch)
+        return Counts(parameters, 0, work, work), count_network(networks["stage3"], patch)
 
 
 def reference_plans(plans: Plans, network_class: str, blocks: Mapping[str, Sequence[int]]) -> Plans:
     """Return plans of a 128 x 128 x 128 patch with four modalities and four classes, six stages of 32 to 320 features.
 
-    This is what nnU-Net plans for BraTS, and the size for which the published code's figures are known.
+    This is what nnU-Net plans for BraTS, and the size for which the published code's size and cost are known.
 
     Args:
         plans: give everything that does not shape the network.

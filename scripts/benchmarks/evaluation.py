@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def seconds_of(command: list[str], output: Path) -> float:
+def time_call(command: list[str], output: Path) -> float:
     """Run a command that writes into `output`, which is removed before, and return its wall time in seconds."""
     shutil.rmtree(output, ignore_errors=True)
     environment = {**os.environ, VARIABLE: append_extension_folder(os.environ.get(VARIABLE))}
@@ -57,22 +57,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         predicted, evaluated = Path(folder) / "predicted", Path(folder) / "evaluated"
         stock = [str(scripts / "nnUNetv2_predict"), "-i", args.i, "-o", str(predicted), *model]
-        own = [
-            str(scripts / "unimrseg"),
-            "evaluate",
-            "-i",
-            args.i,
-            "-l",
-            args.l,
-            "-o",
-            str(evaluated),
-            *model,
-            "--no_store",
-        ]
+        own = [str(scripts / "unimrseg"), "evaluate", "--no_store", "-i", args.i, "-l", args.l, "-o", str(evaluated)]
+        own += model
         seconds: dict[str, list[float]] = {"stock": [], "own": []}
         for _ in range(args.rounds):
-            seconds["stock"].append(seconds_of(stock, predicted))
-            seconds["own"].append(seconds_of(own, evaluated))
+            seconds["stock"].append(time_call(stock, predicted))
+            seconds["own"].append(time_call(own, evaluated))
         summary = read_json(evaluated / "summary.json")
     subsets = len(summary["subsets"])
     one, all_of_them = (statistics.median(seconds[name]) for name in ("stock", "own"))

@@ -78,35 +78,35 @@ class Benchmark:
     @property
     def groups(self) -> dict[str, list[str]]:
         """Which subsets each average is of."""
-        of_size = {number: self.of_size(number) for number in range(1, len(self.modalities) + 1)}
-        complete = of_size[len(self.modalities)]
+        by_size = {number: self.subsets_with(number) for number in range(1, len(self.modalities) + 1)}
+        complete = by_size[len(self.modalities)]
         return {
             ALL: list(self.subsets),
             COMPLETE: complete,
             INCOMPLETE: [name for name in self.subsets if name not in complete],
-            LEAVE_ONE_OUT: of_size[len(self.modalities) - 1],
-            SINGLE: of_size[1],
+            LEAVE_ONE_OUT: by_size[len(self.modalities) - 1],
+            SINGLE: by_size[1],
         }
 
-    def of_size(self, number: int) -> list[str]:
+    def subsets_with(self, number: int) -> list[str]:
         """Return the subsets of so many modalities."""
         return [name for name, subset in self.subsets.items() if sum(subset) == number]
 
     def about(self, variant: str) -> str:
         """Return what a variant is, in words."""
-        return VARIANTS[variant].about if variant in VARIANTS else self.records_of(variant)[0]["about"]
+        return VARIANTS[variant].about if variant in VARIANTS else self.variant_records(variant)[0]["about"]
 
     def short(self, variant: str) -> str:
         """Return what a variant is in few words: what comes before the colon."""
         return self.about(variant).split(":")[0]
 
-    def records_of(self, variant: str) -> list[dict[str, Any]]:
+    def variant_records(self, variant: str) -> list[dict[str, Any]]:
         """Return the result files of a variant, without scores."""
         return [record for record in self.records if record["variant"] == variant]
 
     def runs(self, variants: Iterable[str]) -> list[Run]:
         """Return the folds and seeds that all of these variants have."""
-        own = [{(record["fold"], record["seed"]) for record in self.records_of(variant)} for variant in variants]
+        own = [{(record["fold"], record["seed"]) for record in self.variant_records(variant)} for variant in variants]
         return sorted(set.intersection(*own))
 
     def patients(self, variant: str, runs: Collection[Run] | None = None) -> pd.DataFrame:
@@ -203,7 +203,7 @@ def seconds(record: Mapping[str, Any]) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Figures:
+class VariantDice:
     """Dice (0 to 1) of one variant.
 
     Attributes:
@@ -223,8 +223,8 @@ class Figures:
     sd_over_seeds: pd.Series
 
 
-def figures(benchmark: Benchmark, variant: str, runs: Collection[Run] | None = None) -> Figures:
-    """Return the figures of a variant on the given folds and seeds (default: on all it has)."""
+def variant_dice(benchmark: Benchmark, variant: str, runs: Collection[Run] | None = None) -> VariantDice:
+    """Return the Dice of a variant on the given folds and seeds (default: on all it has)."""
     runs = benchmark.runs([variant]) if runs is None else runs
     folds, seeds = ({run[position] for run in runs} for position in (0, 1))
     patients = benchmark.patients(variant, runs)
@@ -238,7 +238,7 @@ def figures(benchmark: Benchmark, variant: str, runs: Collection[Run] | None = N
     )
     subsets = patients.mean()
     means = _group_means(benchmark, subsets)
-    return Figures(len(runs), len(folds), len(seeds), len(patients), subsets, means, by_seed.std())
+    return VariantDice(len(runs), len(folds), len(seeds), len(patients), subsets, means, by_seed.std())
 
 
 def _group_means(benchmark: Benchmark, subsets: pd.Series) -> pd.Series:

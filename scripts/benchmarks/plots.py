@@ -31,7 +31,7 @@ def dice_by_number(benchmark: Benchmark, variants: Sequence[str]) -> Figure:
     axes.yaxis.label.set_size(9.5)
     axes.spines[["top", "right"]].set_visible(False)
     numbers = np.arange(1, len(benchmark.modalities) + 1)
-    groups = {str(number): benchmark.of_size(number) for number in numbers}
+    groups = {str(number): benchmark.subsets_with(number) for number in numbers}
     runs = benchmark.runs(variants)
     for place, variant in enumerate(variants):
         table = PERCENT * over_patients(benchmark.patients(variant, runs), groups)[["mean", "low", "high"]]

@@ -37,7 +37,7 @@ NAMES_ON = {PAGE: ANY_NAME, README: "line"}
 """Which blocks of a page are made, as a regular expression."""
 
 
-def plots_of(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, Callable[[], Any]]]:
+def list_plots(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, Callable[[], Any]]]:
     """Return the plots: file name, and what it shows with the function that draws it."""
     return {
         f"{benchmark.dataset}_{benchmark.plans}_passes{benchmark.budget}_by_number.png": (
@@ -53,7 +53,7 @@ def plot_links(benchmarks: Sequence[Benchmark]) -> str:
     """Return a table of the plots: the setting, and the link to its plot."""
     rows = [
         (title.partition(":")[0], f"![{title}]({Path(PLOTS).name}/{name})")
-        for name, (title, _) in plots_of(benchmarks).items()
+        for name, (title, _) in list_plots(benchmarks).items()
     ]
     return markdown(["setting", "Dice by number of available modalities"], rows, words=2) if rows else NO_RESULTS
 
@@ -106,7 +106,7 @@ def pages(repository: Path, benchmarks: Sequence[Benchmark]) -> dict[Path, tuple
 def problems(repository: Path) -> list[str]:
     """Return what does not equal the result files: blocks by page and name, and plots that are not there."""
     benchmarks = read_results(repository / ACCURACY)
-    plots = [repository / PLOTS / name for name in plots_of(benchmarks)]
+    plots = [repository / PLOTS / name for name in list_plots(benchmarks)]
     return [
         *(f"{page}: {name}" for page, (_, _, names) in pages(repository, benchmarks).items() for name in names),
         *(f"{plot} is not there" for plot in plots if not plot.is_file()),
@@ -120,7 +120,7 @@ def write(repository: Path) -> None:
         if after != before:
             page.write_text(after)
     (repository / PLOTS).mkdir(exist_ok=True)
-    for name, (_, draw) in plots_of(benchmarks).items():
+    for name, (_, draw) in list_plots(benchmarks).items():
         draw().savefig(repository / PLOTS / name, dpi=DPI, facecolor="white")
 
 

@@ -21,11 +21,11 @@ from .paired_statistics import (
     LEAVE_ONE_OUT,
     SINGLE,
     Benchmark,
-    Figures,
     Run,
+    VariantDice,
     differences,
-    figures,
     seconds,
+    variant_dice,
 )
 from .variants import CONTROL, MAIN, STOCK, THREE_STAGES
 
@@ -40,7 +40,7 @@ NAMES = {"Dataset501_SoftTissueSarcoma": "sarcoma", "Dataset900_UniMRSegPhantom"
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """Return a Markdown table, whose first `words` columns are words and the others figures."""
+    """Return a Markdown table, whose first `words` columns are words and the others numbers."""
     lines = [heads, [":--"] * words + ["--:"] * (len(heads) - words), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -70,7 +70,7 @@ def short(benchmark: Benchmark, variant: str) -> str:
     return markdown_escaped(benchmark.short(variant))
 
 
-def runs_of(own: Figures) -> str:
+def count_runs(own: VariantDice) -> str:
     """Say how many runs there are."""
     product = f"{own.folds} x {own.seeds}"
     return f"{own.runs} ({product})" if own.runs == own.folds * own.seeds else f"{own.runs} (of {product})"
@@ -135,17 +135,17 @@ def _several(number: int, noun: str) -> str:
 
 
 def main_tables(benchmarks: Sequence[Benchmark]) -> str:
-    """Return the figures of the main variants, their differences to the control, and the three stages' to stock."""
+    """Return the Dice of the main variants, their differences to the control, and the three stages' to stock."""
     rows = []
     compared = []
     for benchmark in benchmarks:
         variants = present(benchmark, MAIN)
         for variant in variants:
-            own = figures(benchmark, variant)
+            own = variant_dice(benchmark, variant)
             means = [percent(own.means[group], own.sd_over_seeds[group]) for group in SHOWN_GROUPS]
             worst = f"{percent(own.subsets.min())} ({markdown_escaped(own.subsets.idxmin())})"
             names = [setting(benchmark), short(benchmark, variant)]
-            rows.append([*names, runs_of(own), str(own.patients), *means, percent(own.subsets.std(ddof=0)), worst])
+            rows.append([*names, count_runs(own), str(own.patients), *means, percent(own.subsets.std(ddof=0)), worst])
         pairs = [(variant, CONTROL) for variant in variants if variant != CONTROL]
         for variant, baseline in [*pairs, (THREE_STAGES, STOCK)]:
             if runs := _comparable(benchmark, variant, baseline):
@@ -180,7 +180,7 @@ def _subset_table(benchmarks: Sequence[Benchmark]) -> str:
     for benchmark in benchmarks:
         variants = trio(benchmark)
         runs = benchmark.runs(variants)
-        own = [figures(benchmark, variant, runs).subsets for variant in variants]
+        own = [variant_dice(benchmark, variant, runs).subsets for variant in variants]
         heads.append(f"{setting(benchmark)}: {' / '.join(short(benchmark, variant) for variant in variants)}")
         for row, name in zip(rows, benchmark.subsets, strict=True):
             row.append(" / ".join(percent(values[name]) for values in own))
@@ -198,7 +198,7 @@ def ablation_table(benchmarks: Sequence[Benchmark]) -> str:
     for benchmark in benchmarks:
         for variant in ablated(benchmark):
             runs = benchmark.runs([variant, THREE_STAGES])
-            dice = [percent(figures(benchmark, name, runs).means[INCOMPLETE]) for name in (variant, THREE_STAGES)]
+            dice = [percent(variant_dice(benchmark, name, runs).means[INCOMPLETE]) for name in (variant, THREE_STAGES)]
             change = differences(benchmark, variant, THREE_STAGES)
             cells = [*dice, *(with_interval(change.loc[group]) for group in (INCOMPLETE, COMPLETE))]
             words = [setting(benchmark), f"`{variant}`", markdown_escaped(benchmark.about(variant))]
@@ -241,7 +241,7 @@ def settings_table(benchmarks: Sequence[Benchmark]) -> str:
 
 
 def _median_seconds(benchmark: Benchmark, variant: str) -> float:
-    known = [value for value in map(seconds, benchmark.records_of(variant)) if not math.isnan(value)]
+    known = [value for value in map(seconds, benchmark.variant_records(variant)) if not math.isnan(value)]
     return statistics.median(known) if known else math.nan
 
 

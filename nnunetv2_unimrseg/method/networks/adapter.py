@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FUSED_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Not cuDNN's, which torch prefers on Hopper GPUs: its backward pass fails for as many windows as a large patch has."""
 MOST_WINDOWS = 2**16 - 1
-"""That a CUDA kernel can take at once (its grid's limit)."""
+"""The most windows that a CUDA kernel can take at once (the limit of its grid)."""
 TOKENS_EDGE = {1: 64, 2: 8, 3: 4}
 """Default edge of a window by dimension: 64 tokens each."""
 
@@ -56,7 +56,7 @@ class WindowAttention(nn.Module):
         conv_op: `torch.nn.Conv2d` or `torch.nn.Conv3d`.
         channels: channels of the input.
         window: edge of a window in voxels; clipped to the input's size along short axes. Sizes that are no multiple
-            are padded, and padded voxels are attended by none.
+            are padded, and the padded voxels are masked out.
     """
 
     def __init__(self, conv_op: type[nn.Module], channels: int, window: int) -> None:
@@ -133,7 +133,7 @@ class ReverseAttentionAdapter(nn.Module):
     identity.
 
     Args:
-        encoder: nnU-Net's encoder; its convolution, normalisation and activation are taken.
+        encoder: nnU-Net's encoder, whose types of convolution, normalisation and activation are used.
         in_channels, channels: channels of F_prev and of F_cp.
         stride: the stage's stride, one number an axis.
         window: edge of an attention window in voxels; 0 means 64 tokens (4 in 3D, 8 in 2D).

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:
     """Return which modalities to use: the wanted ones that are present, or all present ones where that leaves none.
 
-    A case that lacks a modality may meet a subset of just that modality; a patch without any image teaches nothing.
+    A case may lack the only modality of the subset that it is given, and a patch without any image teaches nothing.
 
     Args:
         wanted, present: `(B, M)` booleans.
@@ -38,7 +38,7 @@ def zero_missing(x: Tensor, num_modalities: int, available: Tensor | None = None
             appends label channels). A channel that holds any NaN is missing.
         num_modalities: number of image channels.
         available: `(B, num_modalities)` booleans: modalities that are missing besides the NaN ones are False. A sample
-            of which this leaves nothing keeps what it has.
+            that would have none left keeps all that it has.
 
     Returns:
         `x` with zeros in missing channels, and the `(B, num_modalities)` booleans of what is available.
