@@ -119,7 +119,8 @@ def test_reconstruct_works_and_says_that_what_it_measured_is_not_kept(shared, tm
         assert code == 0 and error == ""
     (told,) = [line for line in said.splitlines() if line.startswith("The measured intensities are not kept")]
     assert told.startswith(
-        f"The measured intensities are not kept for the next time: Cannot write {model / CACHE_NAME}: Read-only file system."
+        "The measured intensities are not kept for the next time: "
+        f"Cannot write {model / CACHE_NAME}: Read-only file system."
     )
     assert files_in(shared) == before and len(check_whole(tmp_path / "out")) == 5
     code, said, _ = run(capsys, *command, "-o", tmp_path / "writable")

@@ -69,14 +69,14 @@ def plan_cases(
         chosen: the only modalities to reconstruct from; None for all.
         scores: whether to score; if not, a case that lacks nothing has no `subsets`.
         overwrite: whether existing files may be replaced.
-        skip_done: whether to leave out cases whose picture is there; existing files of the others may be replaced.
+        skip_done: whether to leave out finished cases; existing files of the others may be replaced.
         part: which of the cases.
         show_progress: progress bar.
 
     Raises:
-        UserError: for the output folder (see `check_reconstruction_folder`); then one error that lists every problem of
-            the input (see `cases.check_cases`) and two cases of one name; then one for files that cannot be written or
-            would be overwritten.
+        UserError: as `check_reconstruction_folder`; then one error that lists every problem of the input (see
+            `cases.check_cases`), two cases of one name included; then one that lists every output file that cannot be
+            written or would be overwritten.
     """
     used, problems = find_cases(images, modalities, file_ending, chosen)
     every = used
@@ -97,22 +97,13 @@ def plan_cases(
     cases = []
     for (files, all_files), subset in zip(pairs, available, strict=True):
         name = case_name(files, file_ending)
-        complete = all(subset)
-        cases.append(
-            Case(
-                name,
-                tuple(files),
-                tuple(all_files),
-                subset,
-                tuple(missing_patterns(len(modalities)) if complete and scores else () if complete else [subset]),
-                {
-                    channel: _target(output, name, channel, file_ending)
-                    for channel, present in enumerate(subset)
-                    if not present
-                },
-                _montage(output, name),
-            )
-        )
+        subsets = [subset]
+        if all(subset):
+            subsets = missing_patterns(len(modalities)) if scores else []
+        missing = [channel for channel, present in enumerate(subset) if not present]
+        targets = {channel: _target(output, name, channel, file_ending) for channel in missing}
+        montage = _montage(output, name)
+        cases.append(Case(name, tuple(files), tuple(all_files), subset, tuple(subsets), targets, montage))
     raise_for_input(list(_output_problems(cases, replace=overwrite or skip_done)))
     return cases
 

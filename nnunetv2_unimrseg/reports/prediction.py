@@ -155,7 +155,16 @@ def _merge(
     added = {name: case for name, case in entries.items() if case["model"] == identity}
     added |= {name: {**case, "time": now} for name, case in cases.items()}
     expected = expected_for_cases(model, added)
-    entries |= {name: _entry(identity, case, *expected[tuple(case["available"])]) for name, case in added.items()}
+    for name, case in added.items():
+        rows, flags = expected[tuple(case["available"])]
+        entries[name] = {
+            **{key: list(case[key]) for key in ("available", "missing")},
+            "subset": "+".join(case["available"]),
+            "model": identity,
+            "time": case["time"],
+            "expected_dice": rows,
+            "flags": flags,
+        }
     used = {case["model"] for case in entries.values()}
     models = {**before.get("models", {}), identity: described}
     return {
@@ -199,20 +208,6 @@ def _cautions(model: EvaluatedModel, prediction: Mapping[str, Any]) -> list[str]
         if one is not None and other is not None and one != other:
             found.append(f"The evaluation used another setting ({words}: {one}) than these predictions ({other}).")
     return found
-
-
-def _entry(
-    identity: str, case: Mapping[str, Any], expected: list[dict[str, Any]], flags: list[dict[str, str]]
-) -> dict[str, Any]:
-    return {
-        "available": list(case["available"]),
-        "missing": list(case["missing"]),
-        "subset": "+".join(case["available"]),
-        "model": identity,
-        "time": case["time"],
-        "expected_dice": expected,
-        "flags": flags,
-    }
 
 
 def page_context(report: Mapping[str, Any]) -> dict[str, Any]:
