@@ -42,4 +42,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{table.caption}\n\n{as_text(table)}\n")
     for notice in comparison.notices:
         print(f"Note: {notice}", file=sys.stderr)
-    print(f"Wrote {folder / 'report.html'} and the tables, plots and figures beside it.")
+    print(f"Wrote {folder / 'report.html'} and the tables and plots beside it.")

@@ -39,7 +39,7 @@ RESAMPLES = 2000
 SEED = 0
 
 _TOLERANCE = 1e-9
-"""So that a drop of exactly `LARGE_DROP` counts whatever the rounding."""
+"""A drop of `LARGE_DROP` counts as large in spite of rounding errors."""
 
 COLUMNS = (
     "subset", "label", "n", "dice", "dice_low", "dice_high", "dice_p05", "dice_p95", "failure_rate",
