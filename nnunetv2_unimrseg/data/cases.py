@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from nnunetv2_unimrseg.data.reading import (
     assign_channels,
     case_name,
@@ -224,8 +222,7 @@ def check_cases(
         UserError: one error that lists every problem of every case.
     """
     check = partial(_check_case, reader, modalities, file_ending, plans, chosen)
-    results = map_in_threads(check, cases)
-    checked = list(tqdm(results, desc="Checking cases", total=len(cases), disable=not show_progress))
+    checked = map_in_threads(check, cases, "Checking cases", show_progress=show_progress)
     raise_for_input([*problems, *(problem for _, of_case in checked for problem in of_case)])
     return [available for available, _ in checked]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from tqdm import tqdm
 
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.normalised import value_problem
@@ -62,9 +61,8 @@ def check_preprocessed_cases(
     if _is_noted(note, state):
         return
     check = partial(_check_case, dataset_class, str(folder), known, modalities)
-    results = map_in_threads(check, cases)
-    progress = tqdm(results, desc="Checking preprocessed cases", total=len(cases), disable=not show_progress)
-    problems = [problem for found in progress for problem in found]
+    results = map_in_threads(check, cases, "Checking preprocessed cases", show_progress=show_progress)
+    problems = [problem for found in results for problem in found]
     if problems:
         raise UserError(
             f"The preprocessed cases in {folder} have {counted(len(problems), 'problem')}; nothing was trained:\n"

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from nnunetv2_unimrseg.data.cases import describe_duplicates, group_by_case
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import (
@@ -95,16 +93,11 @@ def check_raw_dataset(folder: Path, *, show_progress: bool = True) -> int:
             f"dataset.json says numTraining = {expected}, but there are {len(cases)} cases: {named or 'none'}{more}. "
             f'Write: "numTraining": {len(cases)}, if these are all.'
         )
-    some_lack_modalities = False
-    if cases:
-        check = partial(_check_case, _expected(dataset_json, modalities, cases))
-        results = map_in_threads(check, cases)
-        progress = tqdm(results, desc="Checking training cases", total=len(cases), disable=not show_progress)
-        for found, lacks_modalities in progress:
-            problems += found
-            some_lack_modalities |= lacks_modalities
+    check = partial(_check_case, _expected(dataset_json, modalities, cases))
+    checked = map_in_threads(check, cases, "Checking training cases", show_progress=show_progress)
+    problems += [problem for found, _ in checked for problem in found]
     if problems:
-        needs_all = f"\n{_NEEDS_ALL}" if some_lack_modalities else ""
+        needs_all = f"\n{_NEEDS_ALL}" if any(lacks_modalities for _, lacks_modalities in checked) else ""
         raise UserError(
             f"The training data in {folder} has {counted(len(problems), 'problem')}; nothing was computed:\n"
             f"{listed(problems, MOST_NAMED_PROBLEMS)}{needs_all}"

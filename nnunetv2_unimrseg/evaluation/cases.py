@@ -15,7 +15,6 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-from tqdm import tqdm
 
 from nnunetv2_unimrseg.data.cases import find_cases
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
@@ -158,9 +157,8 @@ def check_label_values(
     plans_manager = PlansManager(plans)
     known = known_labels(plans_manager.get_label_manager(dataset_json))
     check = partial(_label_problems, plans_manager.image_reader_writer_class(), known)
-    results = map_in_threads(check, cases)
-    progress = tqdm(results, desc="Checking labels", total=len(cases), disable=not show_progress or not cases)
-    _raise_for([problem for found in progress for problem in found])
+    results = map_in_threads(check, cases, "Checking labels", show_progress=show_progress)
+    _raise_for([problem for found in results for problem in found])
 
 
 def _label_problems(reader: BaseReaderWriter, known: frozenset[int], case: EvaluationCase) -> list[str]:

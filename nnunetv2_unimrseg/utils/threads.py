@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -77,25 +78,21 @@ def prefetch(producers: Iterable[Callable[[], Iterable[T]]], threads: int) -> It
         stopped.set()
 
 
-def map_in_threads(function: Callable[[S], T], items: Sequence[S], threads: int | None = None) -> Iterator[T]:
-    """Yield a function's result for each item, in order; at most twice as many as threads are computed ahead.
+def map_in_threads(function: Callable[[S], T], items: Sequence[S], description: str, *, show_progress: bool) -> list[T]:
+    """Return a function's result for each item, in order.
 
     Args:
-        function: called in other threads.
+        function: is called in as many threads as there are cores, at most `MOST_READING_THREADS`.
         items: what it is called with.
-        threads: how many; None for one a core, at most `MOST_READING_THREADS`.
+        description: of the progress bar.
+        show_progress: whether to show a progress bar; there is none without items.
 
     Raises:
         Exception: whatever the function raises; then it is not called for the items left.
     """
-    threads = threads or min(MOST_READING_THREADS, os.cpu_count() or 1)
-    left = iter(items)
-    begun: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(min(MOST_READING_THREADS, os.cpu_count() or 1))
     try:
-        for _ in items:
-            while len(begun) < 2 * threads and (item := next(left, None)) is not None:
-                begun.append(pool.submit(function, item))
-            yield begun.popleft().result()
+        results = pool.map(function, items)
+        return list(tqdm(results, desc=description, total=len(items), disable=not (show_progress and items)))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
