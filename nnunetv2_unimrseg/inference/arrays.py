@@ -35,9 +35,9 @@ def check_properties(properties: Mapping[str, Any], reader: str | None = None) -
     Raises:
         UserError: when they have no usable spacing, or lack the geometry that the reader needs to write.
     """
-    spacing = properties.get("spacing") if isinstance(properties, Mapping) else None
+    spacing: Any = properties.get("spacing") if isinstance(properties, Mapping) else None
     try:
-        values = [float(value) for value in spacing or ()]
+        values = [float(value) for value in spacing]
     except (TypeError, ValueError):
         values = []
     if len(values) != 3 or not all(0 < value < math.inf for value in values):
