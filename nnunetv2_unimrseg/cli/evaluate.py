@@ -101,7 +101,7 @@ def _report(evaluation: Evaluation, *, write_page: bool) -> None:
     """Write the report, if it is wanted, and print the table of subsets."""
     from nnunetv2_unimrseg.reports.tables import as_text, subset_table
 
-    if write_page:
+    if write_page and evaluation.folder is not None:
         from nnunetv2_unimrseg.reports.evaluation import write_report
 
         write_report(evaluation, evaluation.folder)
