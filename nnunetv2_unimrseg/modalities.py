@@ -131,9 +131,7 @@ def check_channels(dataset_json: Mapping[str, Any]) -> tuple[list[str], dict[str
     channels = {}
     for place, (number, name) in enumerate(entries):
         if not isinstance(name, str):
-            found.append(
-                f'The name of channel {as_json(number)} in "{key}" is {as_json(name)}, but it must be text.'
-            )
+            found.append(f'The name of channel {as_json(number)} in "{key}" is {as_json(name)}, but it must be text.')
             if isinstance(number, str) and whole_number(number) is None:
                 name = number
             name = f"modality_{place}" if name is None or isinstance(name, list | dict) else str(name)
@@ -168,9 +166,7 @@ def _numbered_names(channels: object, key: str) -> tuple[list[tuple[Any, Any]] |
 def _number_mistakes(entries: Sequence[tuple[Any, Any]], key: str) -> list[str]:
     numbers = [whole_number(number) for number, _ in entries]
     unknown = [as_json(number) for (number, _), known in zip(entries, numbers, strict=True) if known is None]
-    twice = [
-        as_json(number) for (number, _), known in zip(entries, numbers, strict=True) if numbers.count(known) > 1
-    ]
+    twice = [as_json(number) for (number, _), known in zip(entries, numbers, strict=True) if numbers.count(known) > 1]
     in_order = sorted(number for number in numbers if number is not None)
     if unknown:
         return [f'"{key}" has {", ".join(unknown)} where channel numbers ("0", "1", ...) must stand.']

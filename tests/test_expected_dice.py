@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nnunetv2_unimrseg.evaluation.in_checkpoint import StoredEvaluation
 from nnunetv2_unimrseg.evaluation.expected_dice import expected_of_subset
+from nnunetv2_unimrseg.evaluation.in_checkpoint import StoredEvaluation
 from nnunetv2_unimrseg.evaluation.summary import MEAN_LABEL, by_subset
 
 
