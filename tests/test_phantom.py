@@ -139,6 +139,12 @@ def test_the_dataset_has_the_asked_patients_shape_and_geometry(tmp_path):
     assert description["numTraining"] == 3
 
 
+def test_without_unseen_patients_their_folders_are_empty(tmp_path):
+    phantom.write_phantom_dataset(tmp_path / "x", 1, 0, SMALL)
+    assert sorted(path.name for path in (tmp_path / "x").glob("*Ts/")) == ["imagesTs", "labelsTs"]
+    assert not list((tmp_path / "x").glob("*Ts/*"))
+
+
 def test_nnunet_accepts_the_dataset(tmp_path):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 

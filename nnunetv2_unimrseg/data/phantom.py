@@ -109,6 +109,8 @@ def write_phantom_dataset(
             "description": f"Generated toy brains with a tumour, seed {seed}; not medical data.",
         }
         (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    for name in ("imagesTs", "labelsTs"):  # of no unseen patient
+        (dataset_folder / name).mkdir(exist_ok=True)
 
 
 def make_patient(
