@@ -75,7 +75,7 @@ def test_only_seeds_with_every_fold_count_for_their_deviation(tmp_path):
     benchmark = read_one(tmp_path, make_runs("control", dice, runs=((0, 0), (1, 0), (0, 1))))
     own = statistics.variant_dice(benchmark, "control")
     assert own.sd_over_seeds.isna().all()
-    assert tables.make_runs(own) == "3 (of 2 x 2)"
+    assert tables.count_runs(own) == "3 (of 2 x 2)"
 
 
 def test_a_patient_counts_in_the_subsets_that_he_has(tmp_path):
