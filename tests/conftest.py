@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing.spawn
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import preloaded_python
 import pytest
 from filelock import FileLock
 
-BIN = Path(sys.executable).parent
+BIN = preloaded_python.start() or preloaded_python.REAL_BIN
+PYTHON = str(BIN / "python")
+multiprocessing.spawn.set_executable(PYTHON)
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetUniMRSegPlans"
 SECTIONS = ("stage1", "stage2", "stage3", "modality_dropout")

@@ -6,11 +6,10 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGURATION, PLANS, SECTIONS, Workspace
+from conftest import CONFIGURATION, PLANS, PYTHON, SECTIONS, Workspace
 from documentation import (
     DOCS,
     blocks,
@@ -134,7 +133,7 @@ def test_the_how_to_pages_and_python_examples_run(workspace, tmp_path):
         second = list(own[number])
         second[second.index("-part_id") + 1] = "1"
         own.insert(number + 1, second)
-    run = [str(part) for part in (sys.executable, "-c", IN_ONE_PROCESS, json.dumps(own))]
+    run = [str(part) for part in (PYTHON, "-c", IN_ONE_PROCESS, json.dumps(own))]
     made = workspace.run("bash", "-c", f"cd {tmp_path} && {shlex.join(run)}")
     assert made.stdout.count("$ unimrseg") == len(own)
     workspace.run("bash", "-c", "\n".join(["set -euo pipefail", f"cd {tmp_path}", *stock]))
@@ -154,7 +153,7 @@ def test_the_how_to_pages_and_python_examples_run(workspace, tmp_path):
     assert len(examples) == 6
     start = "".join(f"{variable} = {str(value)!r}\n" for variable, value in given.items())
     (tmp_path / "example.py").write_text(start + "\n".join(examples))
-    result = workspace.run("bash", "-c", f"cd {tmp_path} && {shlex.quote(sys.executable)} example.py")
+    result = workspace.run("bash", "-c", f"cd {tmp_path} && {shlex.quote(PYTHON)} example.py")
     assert "holds no finished evaluation" in result.stdout
     for file in ("EVALUATION_FROM_PYTHON/report.html", "COMPARISON_FROM_PYTHON/report.html"):
         assert (tmp_path / file).is_file(), file

@@ -7,14 +7,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from evaluations import made_up
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 import nnunetv2_unimrseg
 from nnunetv2_unimrseg.cli.env import LINES, environment_line
+from nnunetv2_unimrseg.evaluation.files import write_evaluation
 from nnunetv2_unimrseg.nnunet.discovery import append_extension_folder, extension_folder
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
@@ -77,33 +81,48 @@ def test_the_lines_of_other_shells_quote_the_folder():
     assert all("\n" not in environment_line(shell, "/a", ":") for shell in LINES)
 
 
-def test_wheel_holds_trainers_planners_and_the_shim(tmp_path):
-    pytest.importorskip("setuptools")
-    source = tmp_path / "source"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True) if (ROOT / ".git").exists() else None
-    if not source.exists():
-        pytest.skip("needs the git repository, so that the build leaves no files in it")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "-q",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            str(tmp_path),
-            str(source),
-        ],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The package, built from a clone, so that the build leaves no files in the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs the git repository")
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder / "source")], check=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(folder), str(folder / "source")], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_trainers_planners_and_the_shim(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for module in ("trainers/stage3.py", "planners/planner.py", "nnunet_ext/unimrseg_trainers.py", "cli/main.py"):
         assert f"nnunetv2_unimrseg/{module}" in names
     assert not any(name.startswith(("tests/", "trainers/", "planners/", "scripts/")) for name in names)
     assert nnunetv2_unimrseg.__version__ in wheel.name
+
+
+@pytest.mark.integration
+def test_a_report_is_rendered_from_the_wheel_in_a_clean_environment(wheel, tmp_path):
+    """The environment has the dependencies of this one, but neither this project nor its repository."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True).stdout.strip())
+    # the .pth files in a folder that is added by a .pth file, as that of this project, have no effect
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--ignore-installed"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    folders = [str(tmp_path / name) for name in ("one", "other")]
+    for folder, better in zip(folders, (0.0, 0.05), strict=True):
+        write_evaluation(made_up(better=better), Path(folder))
+    command = [str(python.parent / "unimrseg"), "compare", *folders, "-o", str(tmp_path / "compared")]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    page = (tmp_path / "compared" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "data:image/" in page
+    where = "import nnunetv2_unimrseg, nnunetv2_unimrseg.trainers as t; print(nnunetv2_unimrseg.__file__, t.__file__)"
+    told = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert all(Path(file).is_relative_to(packages) for file in told.split()), told
 
 
 def test_every_public_name_is_imported_when_it_is_used_and_torch_is_not_before():

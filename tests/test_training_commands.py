@@ -185,15 +185,9 @@ def test_unknown_configuration_keys_stop_before_anything_is_written(workspace):
 
 
 def test_unset_results_folder_is_one_clear_error(workspace):
-    environment = {key: value for key, value in workspace.env.items() if key != "nnUNet_results"}
-    import subprocess
-
-    from conftest import BIN
-
-    result = subprocess.run(
-        [BIN / "nnUNetv2_train", str(workspace.dataset), workspace.configuration, "0", "-tr", STAGE1,
-         "-p", workspace.plans, "-device", "cpu"],
-        env=environment, capture_output=True, text=True,
+    result = workspace.run(
+        "env", "-u", "nnUNet_results", "nnUNetv2_train", workspace.dataset, workspace.configuration, 0, "-tr", STAGE1,
+        "-p", workspace.plans, "-device", "cpu", check=False,
     )  # fmt: skip
     assert result.returncode != 0
     assert "nnUNet_results is not set" in result.stderr
