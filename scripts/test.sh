@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything a change must pass: lint, fast unit tests, the tests of the benchmark scripts, then the integration tests with
-# the real nnU-Net commands.
+# Everything a change must pass: lint, unit tests with their coverage of the library, then the integration tests, which
+# run the real nnU-Net commands, and the tests of the benchmark scripts.
 # Makes its own virtual environment (.venv) where there is none. Extra arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +26,9 @@ export OMP_NUM_THREADS=1
 
 bash scripts/lint.sh
 run=("$python_of_venv" -m pytest -q -n "${TEST_WORKERS:-auto}" --dist loadfile)
-"${run[@]}" -m "not integration and not benchmarks" "$@"
-"${run[@]}" -m benchmarks "$@"
-"${run[@]}" -m integration --durations=15 "$@"
+coverage=(--cov --cov-report=term --cov-fail-under=90)
+if [ $# -gt 0 ]; then # a part of the tests covers a part of the library
+    coverage=()
+fi
+"${run[@]}" -m "not integration and not benchmarks" "${coverage[@]}" "$@"
+"${run[@]}" -m "integration or benchmarks" --durations=15 "$@"

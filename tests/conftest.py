@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.spawn
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from filelock import FileLock
 BIN = preloaded_python.start() or preloaded_python.REAL_BIN
 PYTHON = str(BIN / "python")
 multiprocessing.spawn.set_executable(PYTHON)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetUniMRSegPlans"
 SECTIONS = ("stage1", "stage2", "stage3", "modality_dropout")
