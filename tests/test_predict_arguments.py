@@ -46,7 +46,9 @@ def test_flags_types_and_defaults_are_nnunets(monkeypatch):
     assert [int(fold) for fold in ours["-f"][1]] == list(stock["-f"][1])
     for flag in stock.keys() - {"-tr", "-f"}:
         assert ours[flag] == stock[flag], flag
-    assert ours.keys() - stock.keys() == {"--c", "-m", "--modalities", "--no_report"}
+    assert ours.keys() - stock.keys() == {
+        "--c", "-m", "--modalities", "--no_report", "--files", "--case", "--pattern", "--names", "--ignore",
+    }  # fmt: skip
 
 
 @pytest.fixture

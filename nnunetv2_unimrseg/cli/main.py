@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -12,7 +13,9 @@ from types import ModuleType
 from nnunetv2_unimrseg import __version__
 from nnunetv2_unimrseg.errors import UserError, nearest
 
-COMMANDS = ("env", "info", "plan", "configure", "train", "predict", "evaluate", "compare", "reconstruct", "demo")
+COMMANDS = (
+    "env", "info", "import", "plan", "configure", "train", "predict", "evaluate", "compare", "reconstruct", "demo",
+)  # fmt: skip
 
 USER_ERROR_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import_command(command: str) -> ModuleType:
-    return importlib.import_module(f"nnunetv2_unimrseg.cli.{command}")
+    module = f"{command}_" if keyword.iskeyword(command) else command
+    return importlib.import_module(f"nnunetv2_unimrseg.cli.{module}")
 
 
 def _listed() -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_unimrseg.data.case_files import CaseFiles, collect_named_cases, name_channels
 from nnunetv2_unimrseg.data.reading import (
     assign_channels,
     case_name,
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+FilePath = str | os.PathLike[str]
+Files = FilePath | Sequence[Sequence[FilePath] | Mapping[str, FilePath]] | Mapping[str, Mapping[str, FilePath]]
+"""A folder, or the files of each case: a list of them, `{modality: file}`, or both with `{case: {modality: file}}`."""
+
 AVAILABILITY_NAME = "modalities.json"
 """The file beside the segmentations that says which modalities each case had."""
 
 
 def find_cases(
-    source: str | os.PathLike[str] | Sequence[Sequence[str | os.PathLike[str]]],
+    source: Files,
     modalities: Modalities,
     file_ending: str,
     chosen: Subset | None,
@@ -42,7 +47,7 @@ def find_cases(
 
     Args:
         source: a folder, whose files are grouped by their names before the `_XXXX` channel suffix, in nnU-Net's
-            order; or a list with the files of each case.
+            order; or the files of each case, in a list or by modality.
         modalities: the dataset's modalities.
         file_ending: as in dataset.json.
         chosen: the only modalities whose files are wanted; None for all.
@@ -59,10 +64,7 @@ def find_cases(
     if isinstance(source, str | os.PathLike):
         cases, problems = _list_folder(Path(source), modalities, file_ending, chosen, tell)
     else:
-        source = list(source)
-        _refuse_flat_list(source, file_ending)
-        cases = [[str(file) for file in files] for files in source]
-        problems = [f"case number {number}: no file." for number, files in enumerate(cases) if not files]
+        cases, problems = _list_cases(source, modalities, file_ending)
         if not cases:
             raise UserError("There is no case to predict: the list of cases is empty.")
     if chosen is not None:
@@ -70,6 +72,29 @@ def find_cases(
         cases = [files for files, _ in restricted]
         problems += [problem for _, found in restricted for problem in found]
     return [files for files in cases if files], problems
+
+
+def _list_cases(
+    source: Sequence[Sequence[FilePath] | Mapping[str, FilePath]] | Mapping[str, Mapping[str, FilePath]],
+    modalities: Modalities,
+    file_ending: str,
+) -> tuple[list[list[str]], list[str]]:
+    if isinstance(source, Mapping):
+        named, problems = collect_named_cases(source, modalities, file_ending)
+        return list(named), problems
+    source = list(source)
+    _refuse_flat_list(source, file_ending)
+    cases: list[list[str]] = []
+    problems = []
+    for number, files in enumerate(source):
+        if isinstance(files, Mapping):
+            case, found = name_channels(None, files, modalities, file_ending)
+            cases.append(case)
+            problems += found
+        else:
+            cases.append([str(file) for file in files])
+            problems += [] if files else [f"case number {number}: no file."]
+    return cases, problems
 
 
 def _refuse_flat_list(source: Sequence[object], file_ending: str) -> None:
@@ -176,15 +201,20 @@ def _restrict(
     channels, problems = assign_channels(files, modalities, file_ending)
     if channels is None:
         return [], problems
-    kept = [file for file, channel in zip(files, channels, strict=True) if chosen[channel]]
     name = case_name(files, file_ending)
+    kept: list[str]
+    if isinstance(files, CaseFiles):
+        kept, numbered = files.restrict(chosen), list(channels)
+    else:
+        kept = [file for file, channel in zip(files, channels, strict=True) if chosen[channel]]
+        splits = [split_name(file, file_ending) for file in files]
+        numbered = [-1 if split is None else split[1] for split in splits]
     if not kept:
         problems.append(
             f"case '{name}': none of the modalities asked for ({modalities.describe(chosen)}); it has "
             f"{modalities.describe([channel in channels for channel in range(len(modalities))])}."
         )
-    numbered = [split_name(file, file_ending) for file in files]
-    if channels != [None if split is None else split[1] for split in numbered]:
+    if channels != numbered:
         problems.append(
             f"case '{name}': to use only some of its modalities, the '_XXXX' suffix of each file must say which one "
             f"it is; found {', '.join(files)}."
@@ -255,12 +285,17 @@ def _check_case(
 
 
 def naming_problems(cases: Sequence[Sequence[str]], file_ending: str) -> list[str]:
-    """Find the cases that an output folder could not tell apart; a case is named after its first file."""
+    """Find the cases that an output folder could not tell apart, or that have no name."""
     problems = []
     owner: dict[str, str] = {}
     for files in cases:
         name = case_name(files, file_ending)
-        if split_name(files[0], file_ending) is None:
+        if isinstance(files, CaseFiles) and not files.name:
+            problems.append(
+                f"{', '.join(files)}: these names have nothing in common and do not lie in one folder, so their "
+                "segmentation's name is not known. Give the case a name: --case, or {name: files}."
+            )
+        elif not isinstance(files, CaseFiles) and split_name(files[0], file_ending) is None:
             problems.append(
                 f"{files[0]}: the name has no channel suffix, so its segmentation's name is not known. Name it "
                 f"CASE_XXXX{file_ending}, or give one output file a case instead of a folder."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnunetv2_unimrseg.data.case_files import CaseFiles
 from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.scan_folder import split_name, why_unusable
 from nnunetv2_unimrseg.data.voxel_grid import Image, grid_difference, has_position, spatial_only
@@ -45,7 +46,9 @@ class RawCase:
 
 
 def case_name(files: Sequence[str], file_ending: str) -> str:
-    """Return the name of a case, from that of its first file."""
+    """Return the name of a case: its own where it has one, otherwise that of its first file."""
+    if isinstance(files, CaseFiles) and files.name:
+        return files.name
     if not files:
         return "without files"
     split = split_name(files[0], file_ending)
@@ -65,8 +68,8 @@ def assign_channels(
 ) -> tuple[list[int] | None, list[str]]:
     """Assign a channel to each file of a case, where a file holds one channel.
 
-    If there are as many files as modalities, their order decides, as in nnU-Net; but if their names number them as one
-    case, each modality must be there once. Otherwise the `_XXXX` suffix decides.
+    `CaseFiles` say it themselves. If there are as many files as modalities, their order decides, as in nnU-Net; but if
+    their names number them as one case, each modality must be there once. Otherwise the `_XXXX` suffix decides.
 
     Args:
         files: the case's files.
@@ -76,6 +79,8 @@ def assign_channels(
     Returns:
         The channel number of each file, or None where there is a problem; and the problems.
     """
+    if isinstance(files, CaseFiles):
+        return files.channels, []
     splits = [split_name(file, file_ending) for file in files]
     positional = len(files) == len(modalities)
     of_one_case = None not in splits and len({split[0] for split in splits if split}) == 1
@@ -165,7 +170,7 @@ def read_case(
     read = [_read_file(str(file), lambda path: reader.read_images([path]), otherwise) for file in files]
     problems = [one for one in read if isinstance(one, str)]
     images = [one for one in read if isinstance(one, Image)]
-    channels = _stacked_channels(images, modalities)
+    channels = None if isinstance(files, CaseFiles) else _stacked_channels(images, modalities)
     if channels is None:
         problems += _several_channels(images, modalities)
         channels, unassigned = assign_channels(files, modalities, file_ending)

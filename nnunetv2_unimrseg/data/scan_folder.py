@@ -139,6 +139,27 @@ def scan_folder(
     return FolderContents(tuple(images), tuple(unusable), tuple(duplicates), tuple(hidden), tuple(others))
 
 
+@dataclass(frozen=True)
+class MisnamedScan:
+    """A file that looks like a scan or a label of another file ending.
+
+    Attributes:
+        name: what it would be called with the right ending.
+        reason: why it cannot be used and what to do: the words that follow the path and a colon.
+    """
+
+    name: str
+    reason: str
+
+
+def misnamed_scan(path: Path, file_ending: str) -> MisnamedScan | None:
+    """Say how a file that looks like a scan of another ending should be called; None where it is no scan."""
+    parts = _parts(path.name, file_ending, suffixed=False)
+    if parts is None:
+        return None
+    return MisnamedScan(f"{parts[0]}{file_ending}", _why_other_ending(path, parts, file_ending, None))
+
+
 def why_unusable(path: str | os.PathLike[str], otherwise: str | None = None) -> str | None:
     """Say why there is no regular file that can be opened at a path, and what to do; None where there is one.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_unimrseg.data.cases import check_cases, find_cases, naming_problems
+from nnunetv2_unimrseg.data.cases import Files, check_cases, find_cases, naming_problems
 from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-Files = str | os.PathLike[str] | Sequence[Sequence[str | os.PathLike[str]]]
 Outputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 PROBABILITIES_ENDING, PROPERTIES_ENDING = ".npz", ".pkl"
@@ -38,7 +37,7 @@ class Job:
         previous: for a cascade, the segmentation of the previous stage.
     """
 
-    files: tuple[str, ...]
+    files: list[str]
     output: str | None
     previous: str | None
 
@@ -91,7 +90,7 @@ def find_jobs(
     """Find the cases to predict and check them, their files and where they are written to.
 
     Args:
-        source: a folder, or the files of each case.
+        source: a folder, or the files of each case, in a list or by modality.
         output: a folder, or a path without file ending for each case, or None.
         setting: the predictor's.
         overwrite: whether cases that are done are predicted again.
@@ -115,7 +114,7 @@ def find_jobs(
         check_output_folder(output, [previous])
     problems += previous_stage_problems(cases[part], previous, ending, setting.configuration_manager, reader)
     jobs = [
-        Job(tuple(files), place, previous and os.path.join(previous, case_name(files, ending) + ending))
+        Job(files, place, previous and os.path.join(previous, case_name(files, ending) + ending))
         for files, place in list(zip(cases, outputs, strict=True))[part]
     ]
     if not overwrite and not problems:

@@ -105,7 +105,7 @@ def preprocess(job: Job, setting: Setting) -> tuple[np.ndarray, dict[str, Any]]:
     """
     preprocessor = setting.configuration_manager.preprocessor_class(verbose=setting.verbose)
     data, previous, properties = preprocessor.run_case(
-        list(job.files), job.previous, setting.plans_manager, setting.configuration_manager, setting.dataset_json
+        job.files, job.previous, setting.plans_manager, setting.configuration_manager, setting.dataset_json
     )
     if job.previous is not None:
         labels = setting.plans_manager.get_label_manager(setting.dataset_json).foreground_labels

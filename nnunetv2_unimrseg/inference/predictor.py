@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_unimrseg.data.cases import (
+    Files,
     describe_availability,
     print_availability,
     write_availability,
@@ -24,7 +25,7 @@ from nnunetv2_unimrseg.data.reading import case_name
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.inference.arrays import Names, as_list, check_properties, scatter
-from nnunetv2_unimrseg.inference.jobs import Files, Job, Setting, find_jobs, record_call
+from nnunetv2_unimrseg.inference.jobs import Job, Setting, find_jobs, record_call
 from nnunetv2_unimrseg.inference.options import check_numbers
 from nnunetv2_unimrseg.inference.pipeline import predict_jobs
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
@@ -171,8 +172,10 @@ class UniMRSegPredictor(nnUNetPredictor):
         """Segment cases, each given by any non-empty subset of its files.
 
         Args:
-            list_of_lists_or_source_folder: a folder, or the files of each case. Files that give all channels are
-                positional; otherwise the `_XXXX` suffix says which channel a file is.
+            list_of_lists_or_source_folder: a folder, or the files of each case. A case may be a mapping from modality
+                to file, `[{"T1": "a.nii.gz"}]`, and may have a name, `{"patient": {"T1": "a.nii.gz"}}`; then files may
+                have any names. In lists, files that give all channels are positional; otherwise the `_XXXX` suffix says
+                which channel a file is.
             output_folder_or_list_of_truncated_output_files: a folder, or a path without file ending for each case, or
                 None to return the segmentations.
             save_probabilities: also write, or return, the class probabilities (0 to 1).

@@ -98,6 +98,22 @@ def _how_to_preprocess(names: Sequence[str], name_or_id: str) -> str:
     return f" It is not in {raw} either, so it cannot be made."
 
 
+def refuse_known_dataset(number: int, name: str) -> None:
+    """Check that none of nnU-Net's folders has a dataset of this number or this name (the part after `DatasetXXX_`).
+
+    Raises:
+        UserError: when one has; names it and the next number that is free.
+    """
+    known = _dataset_names(*VARIABLES)
+    taken = [one for one in known if _is_called(one, str(number)) or one.partition("_")[2] == name]
+    if taken:
+        free = next(free for free in range(number, 10**4) if not any(_is_called(one, str(free)) for one in known))
+        raise UserError(
+            f"There is a dataset of this number or name already: {', '.join(taken)}. Choose another number (-d {free} "
+            "is free) and name (--name)."
+        )
+
+
 def dataset_id(dataset: str) -> int:
     """Return the number of a dataset's name, 1 of "Dataset001_Brain"."""
     return int(dataset[len("Dataset") :][:3])

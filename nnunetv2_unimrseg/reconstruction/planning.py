@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_unimrseg.data.cases import check_cases, find_cases, raise_for_input
+from nnunetv2_unimrseg.data.cases import Files, check_cases, find_cases, raise_for_input
 from nnunetv2_unimrseg.data.reading import case_name, named_channels
 from nnunetv2_unimrseg.data.whole_image import written_image_problem
-from nnunetv2_unimrseg.inference.jobs import Files
 from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 from nnunetv2_unimrseg.reconstruction.reconstruction_folder import PICTURE_SUFFIX, check_reconstruction_folder
@@ -36,8 +35,8 @@ class Case:
     """
 
     name: str
-    files: tuple[str, ...]
-    all_files: tuple[str, ...]
+    files: list[str]
+    all_files: list[str]
     available: Subset
     subsets: tuple[Subset, ...]
     targets: dict[int, Path]
@@ -103,7 +102,7 @@ def plan_cases(
         missing = [channel for channel, present in enumerate(subset) if not present]
         targets = {channel: _target(output, name, channel, file_ending) for channel in missing}
         montage = _montage(output, name)
-        cases.append(Case(name, tuple(files), tuple(all_files), subset, tuple(subsets), targets, montage))
+        cases.append(Case(name, files, all_files, subset, tuple(subsets), targets, montage))
     raise_for_input(list(_output_problems(cases, replace=overwrite or skip_done)))
     return cases
 

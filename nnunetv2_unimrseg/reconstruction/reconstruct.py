@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from nnunetv2_unimrseg.data.cases import Files
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.inference.jobs import Files
 from nnunetv2_unimrseg.inference.options import InferenceOptions
 from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
 from nnunetv2_unimrseg.method.reconstruction_metrics import METRICS

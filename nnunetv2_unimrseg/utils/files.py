@@ -73,11 +73,17 @@ def _move(file: Path, place: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
 
-        def difference(copy: Path) -> str | None:
-            return None if filecmp.cmp(file, copy, shallow=False) else "it reads back otherwise"
+        copy_file(file, place)
 
-        with whole_file(place, difference) as copy:
-            shutil.copyfile(file, copy)
+
+def copy_file(file: Path, place: Path) -> None:
+    """Copy the content of a file; see `whole_file`."""
+
+    def difference(copy: Path) -> str | None:
+        return None if filecmp.cmp(file, copy, shallow=False) else "it reads back otherwise"
+
+    with whole_file(place, difference) as copy:
+        shutil.copyfile(file, copy)
 
 
 def _place(path: Path) -> Path:
@@ -297,6 +303,30 @@ def whole_files(
         for one in made:
             with contextlib.suppress(OSError):  # it stays where it holds something
                 one.rmdir()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder; once everything is written to it, it takes the place of `folder`, which must not exist.
+
+    Where anything fails, nothing is left of it. What a process that was killed left is removed by the next one.
+
+    Raises:
+        UserError: when it cannot be made, written to or moved.
+    """
+    temporary = folder.with_name(f"{_prefix()}{os.getpid()}-{threading.get_ident()}-{folder.name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent, glob.escape(folder.name))
+        temporary.mkdir()
+        yield temporary
+        if os.path.lexists(folder):  # renaming would replace an empty folder
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise _not_written(folder, reason_in_words(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _missing(folder: Path) -> list[Path]:
