@@ -38,8 +38,10 @@ elif where == "writing":
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     SimpleITKIO.write_seg = half_written
 elif where == "fingerprint":
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-    DatasetFingerprintExtractor.analyze_case = staticmethod(slow)
+    from nnunetv2_unimrseg.planners import fingerprint
+    slow.__name__ = slow.__qualname__ = "analyse_case"  # by which it is pickled
+    slow.__module__ = fingerprint.__name__
+    fingerprint.analyse_case = slow
 elif where == "preprocessing":
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     slow.__name__ = "run_case_save"  # by which it is pickled

@@ -153,7 +153,8 @@ def test_info_creates_nothing_and_tells_what_is_trained(planned, capsys):
 
 def test_train_checks_before_it_starts(planned, capsys):
     said = refused(capsys, "train", "7", "3d_fullres", "0", "-device", "cpu")
-    assert "not preprocessed" in said and "nnUNetv2_preprocess -d 7 -plans_name nnUNetPlans -c 3d_fullres" in said
+    assert "not preprocessed" in said
+    assert "Run: unimrseg plan -d 7 -overwrite_plans_name nnUNetPlans -c 3d_fullres --preprocess-only" in said
     assert "must be a number" in refused(capsys, "train", "7", "3d_fullres", "first", "-device", "cpu")
     assert not list((planned.parents[2] / "nnUNet_results").iterdir())
 

@@ -46,36 +46,32 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def test_a_complete_dataset_passes(raw):
-    assert check_raw_dataset(raw) == 2
+    assert len(check_raw_dataset(raw).cases) == 2
 
 
-def test_every_incomplete_training_case_is_listed_and_nothing_is_written(raw, capsys):
+def test_what_cannot_be_used_is_listed_and_nothing_is_written(raw, capsys):
     (raw / "imagesTr" / "case_a_0002.nii.gz").unlink()
     (raw / "labelsTr" / "case_b.nii.gz").unlink()
     shutil.copy(raw / "imagesTr" / "case_b_0000.nii.gz", raw / "imagesTr" / "case_b_0007.nii.gz")
     shutil.copy(raw / "imagesTr" / "case_b_0000.nii.gz", raw / "imagesTr" / "notes.nii.gz")
-    message = refused(capsys, "-d", "7")
-    assert "has 4 problems; nothing was computed" in message
-    assert "case 'case_a': lacks _0002 (T1)." in message
-    assert f"case 'case_b': the label {raw / 'labelsTr' / 'case_b.nii.gz'}: there is no such file." in message
+    message = refused(capsys, "-d", "7", "--complete-only")
+    assert "has 3 problems; nothing was computed" in message
     assert "case_b_0007.nii.gz: there is no channel 0007" in message
     assert "notes.nii.gz: the name has no channel suffix" in message
-    assert "training needs all of them in every training case" in message
+    assert "--complete-only was given, but modalities are missing in 1 case: case_a (T1)." in message
     assert not list((raw.parents[1] / "nnUNet_preprocessed").iterdir())
 
 
 def test_the_number_of_cases_must_agree(raw):
     (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 3}))
-    with pytest.raises(UserError, match="numTraining = 3, but there are 2 cases: case_a, case_b"):
+    with pytest.raises(UserError, match="numTraining = 3, but 2 cases have images, labelled or not: case_a, case_b"):
         check_raw_dataset(raw)
 
 
 def test_listed_files_must_exist(raw):
     cases = {"x": {"images": [f"imagesTr/case_a_{channel:04d}.nii.gz" for channel in range(3)], "label": "gone.nii.gz"}}
     (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 1, "dataset": cases}))
-    with pytest.raises(
-        UserError, match=r"(?s)case 'x': lacks _0003 \(T2\).*case 'x': the label .*gone.nii.gz: there is no such file"
-    ):
+    with pytest.raises(UserError, match=r"case 'x': the label .*gone.nii.gz: there is no such file"):
         check_raw_dataset(raw)
 
 
@@ -110,6 +106,8 @@ def test_unknown_datasets_and_configurations_name_the_nearest(raw, capsys):
         (("-overwrite_target_spacing", "3", "0", "3"), "three positive numbers"),
         (("--base-features", "33"), "from 1 to 32"),
         (("-overwrite_plans_name", "nnUNetPlans"), "nnU-Net's own plans"),
+        (("--preprocess-only", "--clean", "--no_pp"), "--clean, --no_pp cannot be given with it"),
+        (("--preprocess-only",), "There are no plans 'nnUNetUniMRSegPlans'"),
     ],
 )
 def test_impossible_values_are_refused_before_the_fingerprint(raw, capsys, flags, message):
@@ -133,7 +131,17 @@ def test_the_target_spacing_is_that_of_the_plans(folders, capsys):
     at = [plans["transpose_forward"].index(axis) for axis in range(3)]
     spacing = plans["configurations"]["3d_fullres"]["spacing"]
     assert [spacing[axis] for axis in at] == [4.0, 2.5, 3.0]
-    assert "later: nnUNetv2_preprocess -d 7 -plans_name nnUNetUniMRSegPlans -c 3d_fullres\n" in capsys.readouterr().out
+    assert (
+        "later: unimrseg plan -d 7 -overwrite_plans_name nnUNetUniMRSegPlans -c 3d_fullres --preprocess-only\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_nnunets_own_check_is_not_for_incomplete_cases(raw, capsys):
+    trained.write_cases(raw / "imagesTr", raw / "labelsTr", ("case_c", "case_d"))
+    (raw / "dataset.json").write_text(json.dumps({**tiny.dataset_json(), "numTraining": 4}))
+    (raw / "imagesTr" / "case_a_0002.nii.gz").unlink()
+    assert "--verify_dataset_integrity is nnU-Net's check" in refused(capsys, "-d", "7", "--verify_dataset_integrity")
 
 
 def test_configurations_to_preprocess():

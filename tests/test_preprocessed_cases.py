@@ -13,6 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_unimrseg.data import preprocessed_cases
+from nnunetv2_unimrseg.data.case_table import TrainingCase, write_case_table
 from nnunetv2_unimrseg.data.preprocessed_cases import check_preprocessed_cases
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
@@ -77,6 +78,24 @@ def test_everything_that_cannot_be_trained_with_is_one_message(folder):
     assert "case 'c': normalised, the values of PET (channel 1) are all the same" in message
     assert "case 'd' cannot be read" in message
     assert not (folder.parent / "unimrseg_checked_nnUNetPlans_3d_fullres.json").exists()
+
+
+def test_absent_modalities_and_labels_are_expected_exactly_where_the_table_says(folder):
+    def without_pet_and_label(image: np.ndarray, label: np.ndarray) -> None:
+        image[1], label[:] = np.nan, 0
+
+    write(folder, "b", without_pet_and_label)
+    with pytest.raises(UserError, match=r"the values of PET \(channel 1\) are NaN or infinite"):
+        check(folder)
+    known = {"a": TrainingCase(tiny.NAMES, True), "b": TrainingCase(("CT", "T1", "T2"), False)}
+    write_case_table(folder.parent, known)
+    check(folder)
+    write_case_table(folder.parent, {**known, "a": TrainingCase(("CT", "PET"), False)})
+    with pytest.raises(UserError) as caught:
+        check(folder)
+    message = str(caught.value)
+    assert "3 problems" in message and "unimrseg_cases.json says that T1 (channel 2) is absent" in message
+    assert "case 'a': unimrseg_cases.json says that it has no label, but there is one" in message
 
 
 def test_a_note_that_cannot_be_written_or_read_does_not_matter(folder, monkeypatch, capsys):

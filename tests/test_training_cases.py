@@ -13,6 +13,7 @@ import tiny
 import trained
 
 from nnunetv2_unimrseg.cli.main import main
+from nnunetv2_unimrseg.data.case_table import TrainingCase
 from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
 from nnunetv2_unimrseg.errors import UserError
 
@@ -51,7 +52,7 @@ def change(path: Path, edit) -> None:
 
 
 def test_good_cases_pass(raw, capsys):
-    assert check_raw_dataset(raw) == 3
+    assert len(check_raw_dataset(raw).cases) == 3
     assert "Checking training cases" in capsys.readouterr().err
 
 
@@ -62,14 +63,14 @@ def test_every_problem_of_every_case_is_one_message_and_nothing_is_written(raw, 
     mirrored = sitk.Flip(sitk.ReadImage(str(images / "b_0001.nii.gz")), (True, False, False))
     sitk.WriteImage(mirrored, str(images / "b_0001.nii.gz"))
     tiny.write(labels / "c.nii.gz", np.zeros((14, 16, 17), np.uint8))
-    change(images / "c_0003.nii.gz", lambda image: np.full_like(image, 3))
+    change(images / "a_0003.nii.gz", lambda image: np.where(image > 0, np.nan, image).astype(np.float32))
     assert main(["plan", "-d", "7"]) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message and "has 4 problems; nothing was computed" in message
     assert f"case 'a': {labels / 'a.nii.gz'} holds the value 255; the dataset's labels are 0, 1, 2." in message
     assert "case 'b': " in message and "b_0001.nii.gz differ in origin or direction" in message
     assert "c.nii.gz differ in shape: 14 x 16 x 18 and 14 x 16 x 17 voxels" in message
-    assert "c_0003.nii.gz: T2 is blank, every voxel being 3" in message
+    assert "a_0003.nii.gz: cannot be used: it holds NaN or infinite values" in message
     assert not list((raw.parents[1] / "nnUNet_preprocessed").iterdir())
 
 
@@ -88,7 +89,7 @@ def test_clipping_makes_padded_ct_harmless(raw):
         raw / "imagesTr" / "b_0000.nii.gz",
         lambda image: np.where(image == 0, np.finfo(np.float32).min, image).astype(np.float32),
     )
-    assert check_raw_dataset(raw, show_progress=False) == 3
+    assert len(check_raw_dataset(raw, show_progress=False).cases) == 3
 
 
 def test_a_label_on_another_grid_is_refused_as_an_image_is(raw):
@@ -107,7 +108,7 @@ def test_regions_and_the_ignore_label_are_known(raw):
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     describe(raw, labels=labels, regions_class_order=[1, 2])
     change(raw / "labelsTr" / "a.nii.gz", lambda label: np.where(label == 0, 3, label).astype(np.uint8))
-    assert check_raw_dataset(raw, show_progress=False) == 3
+    assert len(check_raw_dataset(raw, show_progress=False).cases) == 3
 
 
 def test_hidden_files_are_named_since_nnunet_takes_them_for_scans(raw):
@@ -120,7 +121,7 @@ def test_hidden_files_are_named_since_nnunet_takes_them_for_scans(raw):
 
 def test_the_number_of_cases_names_those_there_are(raw):
     describe(raw, numTraining=6)
-    assert "numTraining = 6, but there are 3 cases: a, b, c." in refused(raw)
+    assert "numTraining = 6, but 3 cases have images, labelled or not: a, b, c." in refused(raw)
 
 
 def test_scans_and_labels_that_cannot_be_used_are_listed(raw):
@@ -132,11 +133,10 @@ def test_scans_and_labels_that_cannot_be_used_are_listed(raw):
     whole = (images / "c_0002.nii.gz").read_bytes()
     (images / "c_0002.nii.gz").write_bytes(whole[: len(whole) // 2])
     message = refused(raw)
-    assert "a_0001.NII.GZ: ends with '.NII.GZ'" in message and "case 'a': lacks _0001 (PET)" in message
+    assert "4 problems" in message and "a_0001.NII.GZ: ends with '.NII.GZ'" in message
     assert "b_0001.nii.gz: is a link to /unmounted/share/b.nii.gz" in message
     assert "case 'c': " in message and "c.nii: ends with '.nii'" in message
     assert "c_0002.nii.gz: cannot be used: it is truncated" in message
-    assert "training needs all of them in every training case" in message
 
 
 def test_absent_folders_and_empty_ones(raw):
@@ -158,7 +158,7 @@ def test_listed_cases_may_lie_anywhere(raw, tmp_path):
         for name in NAMES
     }
     describe(raw, dataset=cases)
-    assert check_raw_dataset(raw, show_progress=False) == 3
+    assert len(check_raw_dataset(raw, show_progress=False).cases) == 3
     (tmp_path / "elsewhere" / "a_0003.nii.gz").unlink()
     assert "a_0003.nii.gz: there is no such file" in refused(raw)
 
@@ -177,14 +177,86 @@ def test_colour_images_hold_all_channels_in_one_file(tmp_path, shape, mistake):
     channels = dict(zip("012", ("R", "G", "B"), strict=True))
     describe(folder, channel_names=channels, labels={"background": 0, "x": 1}, file_ending=".png")
     if mistake is None:
-        assert check_raw_dataset(folder, show_progress=False) == 3
+        assert len(check_raw_dataset(folder, show_progress=False).cases) == 3
     else:
         assert mistake in refused(folder)
+
+
+def test_absent_and_blank_files_and_absent_labels_are_what_the_table_says(raw, capsys):
+    trained.write_cases(raw / "imagesTr", raw / "labelsTr", ["d", "e"])
+    describe(raw, numTraining=5)
+    (raw / "imagesTr" / "a_0001.nii.gz").unlink()
+    change(raw / "imagesTr" / "c_0003.nii.gz", lambda image: np.full_like(image, 3))
+    (raw / "labelsTr" / "c.nii.gz").unlink()
+    checked = check_raw_dataset(raw, show_progress=False)
+    assert not checked.is_complete
+    assert checked.table == {
+        "a": TrainingCase(("CT", "T1", "T2"), True),
+        "b": TrainingCase(tiny.NAMES, True),
+        "c": TrainingCase(("CT", "PET", "T1"), False),
+        "d": TrainingCase(tiny.NAMES, True),
+        "e": TrainingCase(tiny.NAMES, True),
+    }
+    assert [case.label is None for case in checked.cases] == [False, False, True, False, False]
+    assert "1 image of one single intensity, taken for absent: " in capsys.readouterr().out
+
+
+def test_a_case_of_blank_images_only_is_refused(raw):
+    for path in (raw / "imagesTr").glob("b_*"):
+        change(path, np.zeros_like)
+    assert "case 'b': no modality is available" in refused(raw)
+
+
+def test_strictness_can_be_asked_for(raw):
+    (raw / "imagesTr" / "a_0001.nii.gz").unlink()
+    (raw / "labelsTr" / "b.nii.gz").unlink()
+    with pytest.raises(UserError) as caught:
+        check_raw_dataset(raw, labelled_only=True, complete_only=True, show_progress=False)
+    assert "--labelled-only was given, but there is no label of 1 case: b." in str(caught.value)
+    assert "--complete-only was given, but modalities are missing in 1 case: a (PET)." in str(caught.value)
+
+
+def test_a_label_of_another_name_does_not_make_its_case_unlabelled(raw):
+    (raw / "labelsTr" / "b.nii.gz").rename(raw / "labelsTr" / "b_.nii.gz")
+    assert "b_.nii.gz: is the label of no case, for no image is called b__XXXX.nii.gz" in refused(raw)
+    shutil.copy(raw / "labelsTr" / "b_.nii.gz", raw / "labelsTr" / "b.nii.gz")
+    assert check_raw_dataset(raw, show_progress=False).is_complete  # as in nnU-Net
+
+
+def test_too_few_cases_with_a_modality_or_a_label_are_counted(raw):
+    (raw / "imagesTr" / "a_0001.nii.gz").unlink()
+    for name in ("b", "c"):
+        (raw / "labelsTr" / f"{name}.nii.gz").unlink()
+    message = refused(raw)
+    assert "1 of 3 cases has a label; at least 2 must have one" in message
+    assert "CT 3 (1 labelled), PET 2 (0 labelled), T1 3 (1 labelled), T2 3 (1 labelled). At least 3 must" in message
+
+
+def test_listed_cases_may_lack_files_whose_names_are_numbered_and_labels(raw):
+    for name in "de":
+        trained.write_cases(raw / "imagesTr", raw / "labelsTr", [name])
+    cases = {
+        name: {
+            "images": [f"imagesTr/{name}_{channel:04d}.nii.gz" for channel in range(4)],
+            "label": f"labelsTr/{name}.nii.gz",
+        }
+        for name in (*NAMES, "d", "e")
+    }
+    cases["b"]["images"].pop(1)
+    cases["c"]["label"] = ""
+    describe(raw, dataset=cases, numTraining=5)
+    table = check_raw_dataset(raw, show_progress=False).table
+    assert table["b"] == TrainingCase(("CT", "T1", "T2"), True)
+    assert [name for name, case in table.items() if not case.labelled] == ["c"]
+    (raw / "imagesTr" / "b_0000.nii.gz").rename(raw / "imagesTr" / "scan.nii.gz")
+    cases["b"]["images"][0] = "imagesTr/scan.nii.gz"
+    describe(raw, dataset=cases, numTraining=5)
+    assert "scan.nii.gz: the name has no channel suffix" in refused(raw)
 
 
 def test_advice_holds_for_training_and_second_images_are_told(raw, capsys):
     path = raw / "imagesTr" / "b_0001.nii.gz"
     shutil.copy(path, path.with_name("b_0001.nii"))
     path.write_bytes(path.read_bytes()[:300])
-    assert "Copy or convert it again, or leave the case out." in refused(raw)
+    assert "Copy or convert it again, or leave the file or the case out." in refused(raw)
     assert "Left out 1 image of another ending, such as b_0001.nii" in capsys.readouterr().out

@@ -85,7 +85,11 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
     plans, config = read_configuration(dataset, args.p, args.c)
     from nnunetv2_unimrseg.config import PLANS_KEY
-    from nnunetv2_unimrseg.nnunet.paths import inherited_value
+    from nnunetv2_unimrseg.data.case_table import count_cases, read_case_table
+    from nnunetv2_unimrseg.nnunet.paths import inherited_value, nnunet_folder
+
+    table = read_case_table(nnunet_folder("nnUNet_preprocessed") / dataset)
+    num_modalities = len(inherited_value(plans, args.c, "normalization_schemes") or ())
 
     trained = {}
     if os.environ.get("nnUNet_results"):  # noqa: SIM112 (nnU-Net's name)
@@ -96,6 +100,7 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
         "dataset": dataset,
         "configuration": args.c,
         "plans": args.p,
+        "training_cases": count_cases(list(table.values()), num_modalities) if table else None,
         "trained": trained,
         "settings": config.to_dict(),
         "set_in_plans": inherited_value(plans, args.c, PLANS_KEY) or {},
@@ -127,6 +132,11 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
         lines.append(f"  {TRAINER_OF_SECTION[section]}: {states}")
     if not model["trained"]:
         lines.append("  nnUNet_results is not set, so it is not known")
+    if cases := model["training_cases"]:
+        lines += [
+            "",
+            f"{cases['cases']} training cases: {cases['labelled']} labelled, {cases['incomplete']} incomplete",
+        ]
     lines += ["", "Settings (* set in the plans; the others are defaults)"]
     for section, values in model["settings"].items():
         for name, value in values.items():

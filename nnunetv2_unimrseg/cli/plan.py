@@ -1,7 +1,7 @@
 """Plan and preprocess a dataset: fingerprint, UniMRSegPlanner, preprocessing.
 
-Like nnUNetv2_plan_and_preprocess, with plans whose memory target holds for all three stages. The preprocessed data
-gets folders of its own; those of other plans are not touched.
+Like nnUNetv2_plan_and_preprocess, with plans whose memory target holds for all three stages. Training cases may lack
+modalities and labels. The preprocessed data gets folders of its own; those of other plans are not touched.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import argparse
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
+from nnunetv2_unimrseg.data.case_table import describe_case_table, write_case_table
+from nnunetv2_unimrseg.data.training_cases import RawDataset, check_raw_dataset
 from nnunetv2_unimrseg.errors import UserError, nearest
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.paths import (
@@ -78,7 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clean", action="store_true", help="make the fingerprint anew (needed when the dataset has changed)"
     )
+    parser.add_argument(
+        "--labelled-only", action="store_true", help="refuse training cases without a label, as nnU-Net does"
+    )
+    parser.add_argument(
+        "--complete-only", action="store_true", help="refuse training cases that lack a modality, as nnU-Net does"
+    )
     parser.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
+    parser.add_argument(
+        "--preprocess-only",
+        action="store_true",
+        help="preprocess with plans that are there, also those of nnU-Net's planners, as nnUNetv2_preprocess does",
+    )
     parser.add_argument(
         "-overwrite_plans_name", default=None, metavar="NAME", help="name of the plans (default: nnUNetUniMRSegPlans)"
     )
@@ -92,9 +103,54 @@ def run(args: argparse.Namespace) -> None:
     spacing = args.overwrite_target_spacing
     if spacing and not all(0 < value < math.inf for value in spacing):
         raise UserError(f"-overwrite_target_spacing must be three positive numbers of mm, found {spacing}.")
+    if args.preprocess_only:
+        _refuse_planning_flags(args)
     datasets = list(dict.fromkeys(find_dataset(dataset, "nnUNet_raw") for dataset in args.d))
-    num_cases = {dataset: check_raw_dataset(nnunet_folder("nnUNet_raw") / dataset) for dataset in datasets}
+    raw = {dataset: _checked_dataset(dataset, args) for dataset in datasets}
+    if args.preprocess_only:
+        _preprocess_all(raw, args)
+    else:
+        _plan_all(raw, args)
 
+
+def _refuse_planning_flags(args: argparse.Namespace) -> None:
+    flags = {
+        "-gpu_memory_target": args.gpu_memory_target is not None,
+        "--base-features": args.base_features is not None,
+        "-overwrite_target_spacing": args.overwrite_target_spacing is not None,
+        "--clean": args.clean,
+        "--no_pp": args.no_pp,
+        "--verify_dataset_integrity": args.verify_dataset_integrity,
+    }
+    if given := [flag for flag, is_given in flags.items() if is_given]:
+        raise UserError(f"--preprocess-only takes the plans as they are; {', '.join(given)} cannot be given with it.")
+
+
+def _checked_dataset(dataset: str, args: argparse.Namespace) -> RawDataset:
+    raw = check_raw_dataset(
+        nnunet_folder("nnUNet_raw") / dataset, labelled_only=args.labelled_only, complete_only=args.complete_only
+    )
+    if args.verify_dataset_integrity and not raw.is_complete:
+        raise UserError(
+            f"--verify_dataset_integrity is nnU-Net's check, which refuses missing modalities and labels, and some are "
+            f"missing in {dataset}. Leave it out: every file of every case has been read and checked."
+        )
+    return raw
+
+
+def _preprocess_all(raw: Mapping[str, RawDataset], args: argparse.Namespace) -> None:
+    from nnunetv2_unimrseg.planners.planner import PLANS_NAME
+
+    plans_name = args.overwrite_plans_name or PLANS_NAME
+    wanted = {
+        dataset: configurations_to_preprocess(read_plans(dataset, plans_name, "-overwrite_plans_name"), args.c)
+        for dataset in raw
+    }
+    for dataset, configurations in wanted.items():
+        _preprocess(dataset, plans_name, configurations, raw[dataset], args.np)
+
+
+def _plan_all(raw: Mapping[str, RawDataset], args: argparse.Namespace) -> None:
     from nnunetv2_unimrseg.planners.planner import (
         DEFAULT_BASE_FEATURES,
         DEFAULT_GPU_MEMORY_TARGET,
@@ -108,17 +164,18 @@ def run(args: argparse.Namespace) -> None:
     base_features = DEFAULT_BASE_FEATURES if args.base_features is None else args.base_features
     plans_name = args.overwrite_plans_name or PLANS_NAME
     check_request(target, base_features, plans_name)
-    for dataset in datasets:
+    for dataset in raw:
         kept = settings_to_keep(earlier_plans(dataset, plans_name))
         _check_known(args.c, {*PLANNED_CONFIGURATIONS, "3d_cascade_fullres", *kept})
-    for dataset in datasets:
-        _make_fingerprint(dataset, num_cases[dataset], args)
-        plans = _make_plans(dataset, target, base_features, plans_name, spacing)
+    for dataset, of_dataset in raw.items():
+        _make_fingerprint(dataset, of_dataset, args)
+        plans = _make_plans(dataset, target, base_features, plans_name, args.overwrite_target_spacing)
         configurations = configurations_to_preprocess(plans, args.c)
         if args.no_pp:
+            write_case_table(nnunet_folder("nnUNet_preprocessed") / dataset, of_dataset.table)
             print(f"Preprocessing is left out; later: {preprocessing_command(dataset, plans_name, configurations)}")
         else:
-            _preprocess(dataset, plans_name, configurations, args.np)
+            _preprocess(dataset, plans_name, configurations, of_dataset, args.np)
         print(_next_command(dataset, plans_name, configurations))
 
 
@@ -130,52 +187,25 @@ def _check_known(requested: Iterable[str] | None, known: Iterable[str]) -> None:
             )
 
 
-def _make_fingerprint(dataset: str, num_cases: int, args: argparse.Namespace) -> None:
+def _make_fingerprint(dataset: str, raw: RawDataset, args: argparse.Namespace) -> None:
     from nnunetv2.configuration import default_num_processes
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-    path = nnunet_folder("nnUNet_preprocessed") / dataset / "dataset_fingerprint.json"
+    from nnunetv2_unimrseg.planners.fingerprint import FINGERPRINT_NAME, check_fingerprint, write_fingerprint
+
+    path = nnunet_folder("nnUNet_preprocessed") / dataset / FINGERPRINT_NAME
+    num_processes = args.np or default_num_processes
+    if args.verify_dataset_integrity:
+        folder = str(nnunet_folder("nnUNet_raw") / dataset)
+        try:
+            interruptible(functools.partial(verify_dataset_integrity, folder, num_processes))
+        except (AssertionError, RuntimeError, OSError) as error:
+            raise UserError(f"nnU-Net refuses the training data of {dataset}: {error}") from error
     if path.is_file() and not args.clean:
-        _check_fingerprint(path, num_cases)
+        check_fingerprint(path, raw)
         print(f"The fingerprint {path} is reused; --clean makes it anew.")
-    extract = functools.partial(
-        extract_fingerprint_dataset,
-        dataset_id(dataset),
-        num_processes=args.np or default_num_processes,
-        check_dataset_integrity=args.verify_dataset_integrity,
-        clean=args.clean,
-        verbose=False,
-    )
-    try:
-        interruptible(extract)
-    except (AssertionError, RuntimeError, OSError) as error:
-        more = "" if args.verify_dataset_integrity else " --verify_dataset_integrity names every bad file."
-        raise UserError(f"nnU-Net refuses the training data of {dataset}: {error}{more}") from error
-    _check_intensities(path)
-
-
-def _check_intensities(fingerprint: Path) -> None:
-    """Check that the intensities of the foreground, with which CT is normalised, are numbers."""
-    channels = read_json(fingerprint)["foreground_intensity_properties_per_channel"]
-    unusable = [channel for channel, values in channels.items() if not all(map(math.isfinite, values.values()))]
-    if unusable:
-        raise UserError(
-            f"The intensities of channel {', '.join(unusable)} inside the labels are so large that their mean or "
-            f"standard deviation is no number (see {fingerprint}). Look for images with wrong values there, replace "
-            "them, and run the command again with --clean."
-        )
-
-
-def _check_fingerprint(path: Path, num_cases: int) -> None:
-    try:
-        described = len(read_json(path)["spacings"])
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Run the command again with --clean.") from None
-    if described != num_cases:
-        print(
-            f"WARNING: {path} describes {described} training cases, but the dataset has {num_cases} now. "
-            "Run the command again with --clean if the dataset has changed."
-        )
+    else:
+        write_fingerprint(path, raw, num_processes)
 
 
 def _make_plans(
@@ -218,22 +248,27 @@ def configurations_to_preprocess(plans: Mapping[str, Any], requested: Iterable[s
     return [name for name in dict.fromkeys(wanted) if name in by_folder.values()]
 
 
-def _preprocess(dataset: str, plans_name: str, configurations: list[str], num_processes: int | None) -> None:
+def _preprocess(
+    dataset: str, plans_name: str, configurations: Sequence[str], raw: RawDataset, num_processes: int | None
+) -> None:
     from nnunetv2.configuration import default_num_processes
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+    from nnunetv2_unimrseg.planners.preprocess import preprocess_dataset
 
     most = {"3d_fullres": 4}
     processes = [
         num_processes or min(default_num_processes, most.get(name, default_num_processes)) for name in configurations
     ]
-    preprocess = functools.partial(preprocess_dataset, dataset_id(dataset), plans_name, configurations, processes)
+    write_case_table(nnunet_folder("nnUNet_preprocessed") / dataset, raw.table)
     try:
-        interruptible(preprocess)
+        preprocess_dataset(dataset, plans_name, configurations, processes, raw)
     except OSError as error:
         raise UserError(
             f"The preprocessed data of {dataset} cannot be written: {error}. Run the command again when it can."
         ) from error
     check_preprocessed(dataset, plans_name, configurations)
+    if not raw.is_complete:
+        print(describe_case_table(list(raw.table.values()), raw.modalities))
 
 
 def check_preprocessed(dataset: str, plans_name: str, configurations: Sequence[str]) -> None:

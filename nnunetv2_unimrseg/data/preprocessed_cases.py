@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
+from nnunetv2_unimrseg.data.case_table import CASE_TABLE_NAME, TrainingCase, read_case_table
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.normalised import value_problem
 from nnunetv2_unimrseg.data.training_cases import MOST_NAMED_PROBLEMS
@@ -26,7 +28,7 @@ NOTE_NAME = "unimrseg_checked_{folder}.json"
 """The file that says which preprocessed cases have passed. It lies beside their folder: inside, nnU-Net expects
 nothing but cases."""
 
-FORMAT = 1
+FORMAT = 2
 OUTSIDE = -1
 """What nnU-Net's preprocessing writes into labels outside the nonzero mask."""
 
@@ -40,6 +42,9 @@ def check_preprocessed_cases(
     show_progress: bool = True,
 ) -> None:
     """Check that each channel of each case is finite and not constant, and that labels hold the dataset's values only.
+
+    A channel that the case table beside `folder` says is absent must be all NaN, and the label of a case that it says
+    is unlabelled must be 0 throughout.
 
     When all pass, a note beside the folder (`NOTE_NAME`) says so, so that they are read only once; where it cannot be
     written, they are read each time.
@@ -56,11 +61,12 @@ def check_preprocessed_cases(
     """
     known = known_labels(label_manager) | {OUTSIDE}
     cases = sorted(dataset_class.get_identifiers(str(folder)))
-    state = _state(folder, len(cases), known, modalities)
+    table = read_case_table(folder.parent)
+    state = _state(folder, len(cases), known, modalities, table)
     note = folder.with_name(NOTE_NAME.format(folder=folder.name))
     if _is_noted(note, state):
         return
-    check = partial(_check_case, dataset_class, str(folder), known, modalities)
+    check = partial(_check_case, dataset_class, str(folder), known, modalities, table)
     results = map_in_threads(check, cases, "Checking preprocessed cases", show_progress=show_progress)
     problems = [problem for found in results for problem in found]
     if problems:
@@ -75,8 +81,16 @@ def check_preprocessed_cases(
         print(f"The preprocessed cases are in order; they will be checked again the next time, for {error}")
 
 
-def _state(folder: Path, num_cases: int, known: frozenset[int], modalities: Modalities) -> dict[str, Any]:
-    digest = hashlib.sha256()
+def _state(
+    folder: Path,
+    num_cases: int,
+    known: frozenset[int],
+    modalities: Modalities,
+    table: Mapping[str, TrainingCase],
+) -> dict[str, Any]:
+    complete = TrainingCase(tuple(modalities), labelled=True)
+    partial_cases = {name: str(case) for name, case in sorted(table.items()) if case != complete}
+    digest = hashlib.sha256(json.dumps(partial_cases).encode())
     for path in sorted(folder.iterdir()):
         status = path.stat()
         digest.update(json.dumps([path.name, status.st_size, status.st_mtime_ns]).encode())
@@ -85,7 +99,7 @@ def _state(folder: Path, num_cases: int, known: frozenset[int], modalities: Moda
         "num_cases": num_cases,
         "labels": sorted(known),
         "modalities": list(modalities),
-        "files_sha256": digest.hexdigest(),
+        "files_and_table_sha256": digest.hexdigest(),
     }
 
 
@@ -97,17 +111,37 @@ def _is_noted(note: Path, state: dict[str, Any]) -> bool:
 
 
 def _check_case(
-    dataset_class: type[nnUNetBaseDataset], folder: str, known: frozenset[int], modalities: Modalities, case: str
+    dataset_class: type[nnUNetBaseDataset],
+    folder: str,
+    known: frozenset[int],
+    modalities: Modalities,
+    table: Mapping[str, TrainingCase],
+    case: str,
 ) -> list[str]:
     try:
         data, label, *_ = dataset_class(folder, [case]).load_case(case)
         data, label = np.asarray(data[:]), np.asarray(label[:])
     except Exception as error:  # whatever the format's library raises for a damaged file
         return [f"case '{case}' cannot be read: {in_one_line(error)}. Preprocess it again."]
-    problems = [
-        f"case '{case}': normalised, the values of {name} (channel {channel}) are {problem}; look at its raw values."
-        for channel, name in enumerate(modalities)
-        if (problem := value_problem(data[channel]))
-    ]
-    unknown = unknown_values(label, known)
-    return [*problems, *([f"case '{case}': its label holds {unknown}."] if unknown else [])]
+    expected = table.get(case, TrainingCase(tuple(modalities), labelled=True))
+    problems = []
+    for channel, name in enumerate(modalities):
+        if name not in expected.available:
+            if not np.isnan(data[channel]).all():
+                problems.append(
+                    f"case '{case}': {CASE_TABLE_NAME} says that {name} (channel {channel}) is absent, but there are "
+                    "values. Run `unimrseg plan` again."
+                )
+        elif problem := value_problem(data[channel]):
+            problems.append(
+                f"case '{case}': normalised, the values of {name} (channel {channel}) are {problem}; look at its raw "
+                "values."
+            )
+    if expected.labelled:
+        unknown = unknown_values(label, known)
+        return [*problems, *([f"case '{case}': its label holds {unknown}."] if unknown else [])]
+    if label.any():
+        problems.append(
+            f"case '{case}': {CASE_TABLE_NAME} says that it has no label, but there is one. Run `unimrseg plan` again."
+        )
+    return problems

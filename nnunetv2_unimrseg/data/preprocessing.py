@@ -1,4 +1,4 @@
-"""Preprocessing of cases with absent files, for nnU-Net's own prediction code.
+"""Preprocessing of cases with absent files, for nnU-Net's own prediction code and for training.
 
 A modality is *missing* when its file is absent or holds one constant intensity. In the preprocessed image a missing
 channel is all NaN, and NaN is found nowhere else: that is how the network knows. Nothing of a missing modality reaches
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -21,6 +22,9 @@ from nnunetv2_unimrseg.data.scan_folder import scan_folder, split_name
 from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.types import DatasetJson, ImageProperties
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 
 class UniMRSegPreprocessor(DefaultPreprocessor):
@@ -115,6 +119,42 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         data[missing] = np.nan
         properties["available_modalities"] = list(available)
         return data, seg, properties
+
+
+class TrainingCasePreprocessor(UniMRSegPreprocessor):
+    """Preprocess training cases, some of which may lack modalities or the label, into nnU-Net's own files."""
+
+    def run_case(
+        self,
+        image_files: list[str],
+        seg_file: str | None,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        dataset_json: DatasetJson | str,
+    ) -> tuple[np.ndarray, np.ndarray, ImageProperties]:
+        """Preprocess as `UniMRSegPreprocessor` does, with the properties that nnU-Net's data loader expects.
+
+        An unlabelled case (`seg_file` None) gets a segmentation of zeros and no location of any class, so that the
+        loader takes its patches anywhere.
+        """
+        data, seg, properties = super().run_case(
+            image_files, seg_file, plans_manager, configuration_manager, dataset_json
+        )
+        del properties["available_modalities"]  # it is in the case table; nnU-Net's files have no such entry
+        if seg_file is None:
+            seg = np.zeros_like(seg)
+            label_manager = plans_manager.get_label_manager(_loaded(dataset_json))
+            properties["class_locations"] = no_class_locations(label_manager)
+        return data, seg, properties
+
+
+def no_class_locations(label_manager: LabelManager) -> dict[int | tuple[int, ...], list[Any]]:
+    """Return an empty list for each label or region of which nnU-Net's preprocessing samples locations."""
+    sampled = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
+    keys = [tuple(key) if isinstance(key, list | tuple) else int(key) for key in sampled]
+    if label_manager.has_ignore_label:
+        keys.append((-1, *label_manager.all_labels))  # all that is annotated
+    return {key: [] for key in keys}
 
 
 def _loaded(dataset_json: DatasetJson | str) -> DatasetJson:

@@ -135,9 +135,11 @@ def available_channels(
     return tuple(low != high for low, high in extremes), problems
 
 
-def check_intensities(image: np.ndarray, modalities: Modalities) -> tuple[Subset, list[str]]:
+def check_intensities(
+    image: np.ndarray, modalities: Modalities, otherwise: str = "leave this modality out"
+) -> tuple[Subset, list[str]]:
     """Say which channels of a raw image are available, as `available_channels` does; none is a problem too."""
-    available, problems = available_channels(image, modalities)
+    available, problems = available_channels(image, modalities, otherwise)
     if not any(available) and not problems:
         problems.append(
             "no modality is available: every channel is absent or holds one single intensity. Give at least one image "

@@ -285,7 +285,7 @@ def _checked_case(
         entry["label"] = given["label"][0] if alone else entry["label"]
         guessed |= not alone
     else:
-        found.append(f'{where[0].upper()}{where[1:]} lacks "label".')
+        found.append(f'{where[0].upper()}{where[1:]} lacks "label" (that of an unlabelled case is "").')
         guessed = True
     return found, entry, guessed
 

@@ -120,8 +120,11 @@ def dataset_id(dataset: str) -> int:
 
 
 def preprocessing_command(dataset: str, plans_identifier: str, configurations: Sequence[str]) -> str:
-    """Return nnU-Net's command that preprocesses a dataset with the plans that it has."""
-    return f"nnUNetv2_preprocess -d {dataset_id(dataset)} -plans_name {plans_identifier} -c {' '.join(configurations)}"
+    """Return the command that preprocesses a dataset, incomplete cases too, with the plans that it has."""
+    return (
+        f"unimrseg plan -d {dataset_id(dataset)} -overwrite_plans_name {plans_identifier} "
+        f"-c {' '.join(configurations)} --preprocess-only"
+    )
 
 
 def _is_called(name: str, name_or_id: str) -> bool:
@@ -138,8 +141,8 @@ def plans_path(dataset: str, plans_identifier: str) -> Path:
     return nnunet_folder("nnUNet_preprocessed") / dataset / f"{plans_identifier}.json"
 
 
-def read_plans(dataset: str, plans_identifier: str) -> dict[str, Any]:
-    """Read a plans file of a dataset.
+def read_plans(dataset: str, plans_identifier: str, flag: str = "-p") -> dict[str, Any]:
+    """Read a plans file of a dataset; `flag` is the command's for their name, for the message.
 
     Raises:
         UserError: when there is none of that name (names those there are), or when it is damaged.
@@ -149,7 +152,8 @@ def read_plans(dataset: str, plans_identifier: str) -> dict[str, Any]:
         others = [file.stem for file in sorted(path.parent.glob("*.json")) if _is_plans(file)]
         raise UserError(
             f"There are no plans '{plans_identifier}' in {path.parent}.{nearest(plans_identifier, others)} "
-            f"There are: {', '.join(others) or 'none'}. Choose with -p, or make some with `unimrseg plan -d {dataset}`."
+            f"There are: {', '.join(others) or 'none'}. Choose with {flag}, or make some with "
+            f"`unimrseg plan -d {dataset}`."
         )
     plans = read_json(path)
     if not isinstance(plans.get("configurations"), dict):

@@ -23,6 +23,8 @@ class ImageProperties(TypedDict, total=False):
     shape_before_cropping: Sequence[int]
     bbox_used_for_cropping: Sequence[Sequence[int]]
     shape_after_cropping_and_before_resampling: Sequence[int]
+    class_locations: dict[int | tuple[int, ...], Any]
+    """Sampled voxels of each label or region, of training cases only."""
     available_modalities: list[bool]
     """Added by UniMRSegPreprocessor, a bool each channel."""
 

@@ -156,3 +156,26 @@ class Workers:
             raise UserError(
                 f"A worker process was killed, most likely because the memory of this machine was full. {self._advice}"
             ) from error
+
+
+def map_in_processes(
+    function: Callable[..., T], arguments: Sequence[Sequence[Any]], count: int, advice: str, description: str
+) -> list[T]:
+    """Return a function's result for each of several lists of arguments, in order, with a progress bar.
+
+    Args:
+        function: must be importable.
+        arguments: of each call.
+        count: the number of processes, at least 1.
+        advice: see `Workers`.
+        description: of the progress bar.
+
+    Raises:
+        UserError: when a process was killed, as happens for lack of memory.
+        Exception: whatever the function raises; then it is not called for what is left.
+    """
+    from tqdm import tqdm
+
+    with Workers(min(count, max(len(arguments), 1)), advice) as workers:
+        futures = [workers.submit(function, *one) for one in arguments]
+        return [workers.result(future) for future in tqdm(futures, desc=description)]

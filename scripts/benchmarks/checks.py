@@ -49,27 +49,30 @@ def time_call(function: Callable[[], object]) -> float:
 
 def time_plan(args: argparse.Namespace) -> dict[str, float]:
     """Plan and preprocess the phantom; return the seconds of each part."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprint_dataset,
-        plan_experiment_dataset,
-        preprocess_dataset,
-    )
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     from nnunetv2_unimrseg.cli.plan import check_preprocessed
-    from nnunetv2_unimrseg.data.training_cases import check_raw_dataset
+    from nnunetv2_unimrseg.data.training_cases import RawDataset, check_raw_dataset
+    from nnunetv2_unimrseg.planners.fingerprint import FINGERPRINT_NAME, write_fingerprint
     from nnunetv2_unimrseg.planners.planner import UniMRSegPlanner
+    from nnunetv2_unimrseg.planners.preprocess import preprocess_dataset
 
+    folder, fingerprint = (
+        nnunet_folder("nnUNet_raw") / NAME,
+        nnunet_folder("nnUNet_preprocessed") / NAME / FINGERPRINT_NAME,
+    )
+    raw: list[RawDataset] = []
     planner = functools.partial(UniMRSegPlanner, base_features=args.base_features)
     parts: dict[str, Callable[[], object]] = {
-        "check of the raw cases": lambda: check_raw_dataset(nnunet_folder("nnUNet_raw") / NAME),
-        "fingerprint": lambda: extract_fingerprint_dataset(NUMBER, num_processes=args.np, verbose=False),
+        "check of the raw cases": lambda: raw.append(check_raw_dataset(folder)),
+        "fingerprint": lambda: write_fingerprint(fingerprint, raw[0], args.np),
         "plans": lambda: plan_experiment_dataset(
             NUMBER,
             experiment_planner_class=planner,
             gpu_memory_target_in_gb=args.gpu_memory_target,
             overwrite_plans_name=PLANS,
         ),
-        "preprocessing": lambda: preprocess_dataset(NUMBER, PLANS, [CONFIGURATION], [args.np]),
+        "preprocessing": lambda: preprocess_dataset(NAME, PLANS, [CONFIGURATION], [args.np], raw[0]),
         "check of the preprocessed cases": lambda: check_preprocessed(NAME, PLANS, [CONFIGURATION]),
     }
     return {name: time_call(part) for name, part in parts.items()}
