@@ -82,6 +82,20 @@ class SubsetSamplingConfig:
 
 
 @dataclass(frozen=True)
+class UnlabelledConfig:
+    """How many unlabelled samples the stages that use labels see."""
+
+    unlabelled_share: float = option(
+        0.5,
+        "Share of a batch's samples that are of unlabelled cases, where there are any; rounded to at least one sample, "
+        "and at least one is labelled. Such batches come in the steps that compare views (pairs_every), for only these "
+        "learn without labels. At half, the two kinds count alike there. At 0 unlabelled cases are left out.",
+        low=0.0,
+        high=0.9,
+    )
+
+
+@dataclass(frozen=True)
 class Stage1Config(TrainingConfig, SubsetSamplingConfig):
     """Stage 1, multi-granular modality reconstruction (paper section 3.1)."""
 
@@ -116,7 +130,7 @@ class Stage1Config(TrainingConfig, SubsetSamplingConfig):
 
 
 @dataclass(frozen=True)
-class Stage2Config(TrainingConfig, SubsetSamplingConfig):
+class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
@@ -178,7 +192,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig):
 
 
 @dataclass(frozen=True)
-class Stage3Config(TrainingConfig):
+class Stage3Config(TrainingConfig, UnlabelledConfig):
     """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
 
     num_epochs: int = option(

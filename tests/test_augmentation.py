@@ -8,7 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_unimrseg.config import Stage1Config, SubsetSamplingConfig
@@ -19,6 +21,7 @@ from nnunetv2_unimrseg.method.augmentation import (
     draw_corruption,
     draw_subsets,
 )
+from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -224,3 +227,54 @@ def test_decks_of_ten_modalities_are_listed_and_of_eleven_are_not():
     assert len(set(map(tuple, SubsetDeck(10, 0).deal(1022).tolist()))) == 1022
     assert len(set(map(tuple, SubsetDeck(11, 0).deal(2046).tolist()))) < 2046
     assert torch.equal(SubsetDeck(4, 3).deal(20), SubsetDeck(4, 3).deal(20))
+
+
+PATCHES = {"3d": ((12, 16, 16), False), "dummy 2d": ((6, 16, 16), True), "2d": ((16, 20), False)}
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["patch with tissue", "patch outside the mask"])
+@pytest.mark.parametrize("kind", PATCHES)
+def test_a_missing_channel_stays_nan_and_leaves_the_others_alone(kind, outside):
+    patch, dummy_2d = PATCHES[kind]
+    axes = tuple(range(len(patch)))
+    augmentation = UniMRSegStage2Trainer.get_training_transforms(
+        patch, (-0.5, 0.5), None, axes, dummy_2d, use_mask_for_norm=[True] * 3
+    )
+    always = [entry for entry in augmentation.transform.transforms if isinstance(entry, RandomTransform)]
+    assert len(always) == 7
+    for entry in always:
+        entry.apply_probability = 1
+        entry.transform.p_per_channel = 1
+    for entry in augmentation.transform.transforms:
+        if isinstance(entry, SpatialTransform):
+            entry.p_rotation = entry.p_scaling = 1
+    size = [edge + (0 if dummy_2d and axis == 0 else 6) for axis, edge in enumerate(patch)]
+    for seed in range(8):
+        complete = torch.randn(3, *size, generator=seeded(seed))
+        incomplete = complete.clone()
+        incomplete[1] = math.nan
+        segmentation = torch.randint(-1, 3, (1, *size), generator=seeded(seed), dtype=torch.int16)
+        segmentation = torch.full_like(segmentation, -1) if outside else segmentation
+        results = []
+        for image in (complete, incomplete):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            results.append(augmentation(image=image.clone(), segmentation=segmentation.clone()))
+        expected, found = (result["image"] for result in results)
+        assert torch.isnan(found[1]).all()
+        assert torch.isfinite(found[[0, 2]]).all()
+        assert torch.equal(found[[0, 2]], expected[[0, 2]])
+        assert found[[0, 2]].any() != outside
+        assert torch.equal(*(result["segmentation"] for result in results))
+        assert torch.isnan(incomplete[1]).all()
+
+
+def test_label_channels_of_a_cascade_are_appended_behind_a_missing_channel():
+    augmentation = UniMRSegStage2Trainer.get_training_transforms(
+        (8, 8, 8), (0, 0), None, (), False, is_cascaded=True, foreground_labels=[1, 2]
+    )
+    image = torch.randn(2, 8, 8, 8)
+    image[1] = math.nan
+    found = augmentation(image=image, segmentation=torch.ones(2, 8, 8, 8, dtype=torch.int16))["image"]
+    assert torch.isnan(found).flatten(1).all(1).tolist() == [False, True, False, False]
+    assert torch.isfinite(found[[0, 2, 3]]).all()

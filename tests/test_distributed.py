@@ -1,7 +1,9 @@
-"""Several ranks: contrast as on the whole batch, and stage 3's gradients as the mean of the ranks'."""
+"""Several ranks: contrast as on the whole batch, stage 3's gradients as the mean of the ranks', incomplete data."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from networks import images, train_adapters, unet
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from training_steps import labels, stub
+from training_steps import labels, segmentation_loss, stub
 
-from nnunetv2_unimrseg.config import Stage3Config
+from nnunetv2_unimrseg.config import Stage2Config, Stage3Config
+from nnunetv2_unimrseg.data.case_table import TrainingCase
 from nnunetv2_unimrseg.method.losses import nt_xent
+from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
@@ -89,3 +93,69 @@ def test_stage_3_on_two_ranks_has_the_mean_of_their_gradients(tmp_path: Path, la
         assert together.keys() == alone[0].keys()
         for name, gradient in together.items():
             torch.testing.assert_close(gradient, (alone[0][name] + alone[1][name]) / 2, msg=name)
+
+
+MIXED = ("unlabelled_1", "labelled", "unlabelled_2", "without_c")
+"""The cases of a batch of four; the first two are those of the first rank."""
+TABLE = {
+    "unlabelled_1": TrainingCase(tuple("abcd"), labelled=False),
+    "unlabelled_2": TrainingCase(("a", "d"), labelled=False),
+    "without_c": TrainingCase(("a", "b", "d"), labelled=True),
+}
+VIEWS = [
+    torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 0, 1]], dtype=torch.bool),
+    torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 1], [0, 1, 1, 0]], dtype=torch.bool),
+]
+SETTINGS = {
+    "stage 2, pair": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=1.0)),
+    "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2)),
+    "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config()),
+    "stage 3, pair, labels of the complete view": (UniMRSegStage3Trainer, Stage3Config(incomplete_label_weight=0.0)),
+}
+MIXED_CASES = list(itertools.product(SETTINGS, (False, True)))
+"""The step, and whether Dice is that of the whole batch."""
+
+
+def mixed_gradients(step: str, batch_dice: bool, samples: slice, *, distributed: bool) -> dict[str, torch.Tensor]:
+    """Gradients of a step on some samples of a batch whose cases lack labels and modalities."""
+    trainer, settings = SETTINGS[step]
+    network = unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
+    if trainer is UniMRSegStage3Trainer:
+        train_adapters(network)
+        network.freeze_encoder()
+    made = stub(trainer, network, "classes", settings, TABLE)
+    made.loss = DeepSupervisionWrapper(segmentation_loss("classes", batch_dice=batch_dice, ddp=distributed), (1.0, 0.5))
+    made._draw_views = made._deal_subsets = lambda _: [subsets[samples] for subsets in VIEWS]
+    if distributed:
+        made.network, made.is_ddp = DistributedDataParallel(network), True
+    data = images(batch=4)
+    data[2, 1:3] = data[3, 2] = math.nan
+    target = torch.cat((labels("classes"), labels("classes").flip(0)))[samples]
+    use_first = torch.rand  # which of the views the one-view steps see
+    try:
+        torch.rand = lambda *_, **__: torch.tensor([[0.1], [0.9], [0.9], [0.1]])[samples]
+        loss = made.compute_loss(data[samples], [target, target[..., ::2, ::2, ::2]], {"keys": MIXED[samples]})
+    finally:
+        torch.rand = use_first
+    made.backward(loss)
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+def mixed_on_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    samples = slice(2 * rank, 2 * rank + 2)
+    found = [mixed_gradients(*case, samples, distributed=True) for case in MIXED_CASES]
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_unlabelled_and_incomplete_samples_have_the_gradients_of_the_joined_batch(tmp_path: Path):
+    mp.spawn(mixed_on_rank, args=(str(tmp_path),), nprocs=2, join=True)
+    on_ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for case, *found in zip(MIXED_CASES, *on_ranks, strict=True):
+        joined = mixed_gradients(*case, slice(0, 4), distributed=False)
+        assert any(gradient.any() for gradient in joined.values())
+        for gradients in found:
+            assert gradients.keys() == joined.keys()
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, joined[name], rtol=1e-3, atol=1e-6, msg=f"{case}: {name}")

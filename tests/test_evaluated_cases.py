@@ -13,6 +13,7 @@ import torch
 import trained
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_unimrseg.data.case_table import TrainingCase, write_case_table
 from nnunetv2_unimrseg.evaluation.cases import validation_cases
 from nnunetv2_unimrseg.evaluation.evaluate import evaluate
 from nnunetv2_unimrseg.evaluation.expected_dice import expected_dice
@@ -48,6 +49,15 @@ def test_a_fold_is_evaluated_on_the_cases_that_nnunet_validates_it_with(model, t
     expected = nnunets_validation_cases(tmp_path / "preprocessed" / trained.DATASET, fold)
     assert cases == (sorted(expected) if fold == "all" else expected)
     assert len(cases) == {"0": 3, "1": 3, "2": 2, "4": 2, "all": 10}[fold]
+
+
+def test_unlabelled_cases_are_not_evaluated(model, tmp_path):
+    plans, dataset_json = (json.loads((model / name).read_text()) for name in ("plans.json", "dataset.json"))
+    available = tuple(dataset_json["channel_names"].values())
+    table = {name: TrainingCase(available, name != NAMES[2]) for name in NAMES}
+    write_case_table(tmp_path / "preprocessed" / trained.DATASET, table)
+    cases = validation_cases(plans, trained.CONFIGURATION, dataset_json, ["all"])
+    assert [case.name for case in cases] == [name for name in NAMES if name != NAMES[2]]
 
 
 def test_a_checkpoint_is_read_to_check_it_to_predict_and_to_store_the_result(model, monkeypatch):

@@ -8,7 +8,7 @@ import math
 import pytest
 import tiny
 import torch
-from benchmarks.cost_counts import counts_of
+from benchmarks.cost_counts import count_network
 from networks import images, stock_unet, train_adapters, unet
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -165,7 +165,7 @@ def test_cost_for_a_128_cubed_plan_of_four_modalities(kind, capsys):
     with torch.device("meta"):
         network = unet(kind, features=(32, 64, 128, 256, 320, 320), classes=4)
         x = torch.empty(1, 4, 128, 128, 128)
-        counts = counts_of(network, x)
+        counts = count_network(network, x)
     adapters = counts.adapter_parameters
     rest = counts.parameters - adapters
     with capsys.disabled():

@@ -45,6 +45,19 @@ def test_summary_averages_over_cases_and_over_missing_modalities():
     assert [entry["case"] for entry in summary["metric_per_case"]] == ["a", "b"]
 
 
+def test_a_case_counts_where_it_was_scored():
+    scores = [{name: dict.fromkeys(("L1", "PSNR", "SSIM"), value) for name in NAMES} for value in (1.0, 3.0)]
+    cases = [
+        {"case": "a", "metrics": {"CT": scores[0], "PET": scores[0]}},
+        {"case": "b", "metrics": {"PET": scores[1]}},
+    ]
+    mean = summarise(cases, NAMES)["mean"]
+    assert mean["CT"]["PET"]["L1"] == 1
+    assert mean["PET"]["CT"]["L1"] == 2
+    assert "CT" not in summarise(cases[1:], NAMES)["mean"]
+    assert summarise([{"case": "c", "metrics": {}}], NAMES)["missing_modalities_mean"] == {}
+
+
 @pytest.mark.parametrize("size", [(8, 9, 10), (9, 10)])
 def test_figures_are_pictures(tmp_path, size):
     patch = torch.rand(2, *size)

@@ -8,14 +8,17 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
+from nnunetv2_unimrseg.data.case_table import TrainingCase
+
 METHODS = (
     "_run_first_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "_one_view_loss",
-    "backward", "without_synchronisation", "compute_loss",
+    "_consistency", "_taught_samples", "backward", "without_synchronisation", "supervised_loss", "labelled_samples",
+    "own_modalities", "patient_name", "compute_loss",
 )  # fmt: skip
 
 
-def segmentation_loss(kind: str) -> torch.nn.Module:
-    dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
+def segmentation_loss(kind: str, *, batch_dice: bool = False, ddp: bool = False) -> torch.nn.Module:
+    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "ddp": ddp}
     if kind == "regions":
         return DC_and_BCE_loss(
             {}, {**dice, "do_bg": True}, use_ignore_label=True, dice_class=MemoryEfficientSoftDiceLoss
@@ -34,12 +37,20 @@ def labels(kind: str, *, ignored: bool = False) -> torch.Tensor:
     )
 
 
-def stub(trainer: type, network: torch.nn.Module, kind: str, settings: object) -> SimpleNamespace:
+def stub(
+    trainer: type,
+    network: torch.nn.Module,
+    kind: str,
+    settings: object,
+    case_table: dict[str, TrainingCase] | None = None,
+) -> SimpleNamespace:
     """Just what `compute_loss` needs of a trainer."""
+    case_table = case_table or {}
     made = SimpleNamespace(
         network=network, settings=settings, loss=segmentation_loss(kind), modalities=tuple("abcd"), is_ddp=False,
         device=torch.device("cpu"), label_manager=SimpleNamespace(has_regions=kind == "regions"), current_epoch=10**6,
-        grad_scaler=None,
+        grad_scaler=None, case_table=case_table, dataset_json={},
+        unlabelled_cases={name for name, case in case_table.items() if not case.labelled},
     )  # fmt: skip
     for name in METHODS:
         if hasattr(trainer, name):

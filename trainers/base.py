@@ -13,7 +13,6 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 from torch import distributed as dist
@@ -33,10 +32,10 @@ from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
 from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
+from nnunetv2_unimrseg.trainers.cases import TrainingCasesTrainer
 from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, restore_state
 from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
 from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, without_autocast
-from nnunetv2_unimrseg.utils.processes import children_ignore_interrupts
 
 GRADIENT_NORM_LIMIT = 12
 """As in nnU-Net."""
@@ -68,7 +67,7 @@ class FlooredPolyLRScheduler(PolyLRScheduler):
             group["lr"] *= group[LR_FACTOR]
 
 
-class UniMRSegTrainer(nnUNetTrainer):
+class UniMRSegTrainer(TrainingCasesTrainer):
     """nnU-Net's trainer with the network that understands missing modalities. Subclasses name their `section`."""
 
     section: ClassVar[str]
@@ -191,11 +190,6 @@ class UniMRSegTrainer(nnUNetTrainer):
         restore_state(self, checkpoint)
         if best_is_lost:
             self._best_ema = None  # the next epoch's takes its place
-
-    def get_dataloaders(self) -> tuple[Any, Any]:
-        """Start nnU-Net's data loaders, whose processes ignore Ctrl-C and end with this one."""
-        with children_ignore_interrupts():
-            return cast(tuple[Any, Any], super().get_dataloaders())
 
     def on_train_start(self) -> None:
         self._continues = False  # what is loaded after this is meant (--val_best)

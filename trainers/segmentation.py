@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from nnunetv2.utilities.collate_outputs import collate_outputs
 from torch import Tensor
 
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
-from nnunetv2_unimrseg.method.losses import Float32Loss
+from nnunetv2_unimrseg.method.losses import Float32Loss, loss_of_labelled
+from nnunetv2_unimrseg.method.networks.unet import present_modalities, usable_modalities
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 
@@ -21,9 +22,13 @@ VALIDATION_SEED = 12345
 
 
 def mark_missing(data: Tensor, available: Tensor) -> Tensor:
-    """Return `data` `(B, C, X, Y[, Z])` with NaN in the image channels that `available` `(B, M)` lacks."""
+    """Return `data` `(B, C, X, Y[, Z])` with NaN in the image channels that `available` `(B, M)` lacks.
+
+    A sample that has none of the modalities that are to be available keeps its own.
+    """
     images = available.shape[1]
-    kept = torch.nn.functional.pad(available, (0, data.shape[1] - images), value=True).to(data.device)
+    kept = usable_modalities(available.to(data.device), present_modalities(data[:, :images]))
+    kept = torch.nn.functional.pad(kept, (0, data.shape[1] - images), value=True)
     return torch.where(kept.view(*kept.shape, *[1] * (data.ndim - 2)), data, math.nan)
 
 
@@ -52,6 +57,31 @@ class SegmentationTrainer(UniMRSegTrainer):
     def _build_loss(self) -> torch.nn.Module:
         loss = super()._build_loss()
         return Float32Loss(loss) if self.uses_bfloat16 else loss
+
+    @property
+    def unlabelled_share(self) -> float:
+        return float(getattr(self.settings, "unlabelled_share", 0.0))
+
+    @property
+    def trains_with_unlabelled(self) -> bool:
+        return super().trains_with_unlabelled and self.unlabelled_share > 0 and self.label_free_weight > 0
+
+    @property
+    def label_free_weight(self) -> float:
+        """Weight of the losses that need no label."""
+        return 0.0
+
+    @property
+    def mixed_every(self) -> int:
+        return int(getattr(self.settings, "pairs_every", 1))
+
+    def supervised_loss(
+        self, logits: Tensor | list[Tensor], target: Tensor | list[Tensor], labelled: Tensor | None
+    ) -> Tensor:
+        """Return nnU-Net's loss of the samples `labelled` (see `labelled_samples`)."""
+        if labelled is None:
+            return cast(Tensor, self.loss(logits, target))
+        return loss_of_labelled(self.loss, logits, target, labelled)
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

@@ -20,7 +20,7 @@ from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
 from nnunetv2_unimrseg.method.augmentation import draw_corruption
 from nnunetv2_unimrseg.method.losses import reconstruction_loss, ssim
 from nnunetv2_unimrseg.method.networks.build import build_network
-from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, zero_missing
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, present_modalities, zero_missing
 from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
@@ -159,7 +159,8 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Reconstruct the validation cases under each missing pattern and write validation/summary.json.
 
-        Modalities are taken out after preprocessing. Nothing is segmented, so `save_probabilities` has no effect.
+        Modalities are taken out after preprocessing. A case that lacks some is scored for what it has. Nothing is
+        segmented, so `save_probabilities` has no effect.
         """
         self.network.eval()
         predictor = Reconstructor(use_mirroring=False, device=self.device, allow_tqdm=False)
@@ -208,10 +209,14 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
 
             labels = convert_labelmap_to_one_hot(previous_labels[:], self.label_manager.foreground_labels, np.float32)
             data = torch.cat((data, torch.from_numpy(labels)))
+        (own,) = present_modalities(images[None]).tolist()
         metrics = {}
         for pattern in missing_patterns(len(self.modalities)):
+            if list(pattern) == own or any(wanted and not has for wanted, has in zip(pattern, own, strict=True)):
+                continue  # nothing is left to compare with, or the case lacks what the pattern shows
             incomplete = mark_missing(data[None], torch.tensor([pattern]))[0]
             reconstruction = predictor.predict_sliding_window_return_logits(incomplete).cpu()
             scores = reconstruction_scores(reconstruction, images, self.settings.ssim_window)
-            metrics[self.modalities.describe(pattern)] = dict(zip(self.modalities, scores, strict=True))
+            named = zip(self.modalities, scores, own, strict=True)
+            metrics[self.modalities.describe(pattern)] = {name: score for name, score, has in named if has}
         return {"case": key, "metrics": metrics}

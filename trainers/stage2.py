@@ -19,7 +19,8 @@ from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 class UniMRSegStage2Trainer(SegmentationTrainer):
     """Every `pairs_every`-th step: mean of nnU-Net's loss on two views of each sample + contrastive_weight * NT-Xent.
 
-    The other steps look at one of the two views, with nnU-Net's loss alone.
+    The other steps look at one of the two views, with nnU-Net's loss alone. Unlabelled samples take part in the
+    contrast, and are drawn for the steps that have it.
     """
 
     section: ClassVar[str] = "stage2"
@@ -37,17 +38,22 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         self.memory = NegativesMemory(settings.negatives_memory)
         self.steps = 0
 
+    @property
+    def label_free_weight(self) -> float:
+        return float(self.settings.contrastive_weight)
+
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         self.steps += 1
         first_subsets, second_subsets = self._draw_views(len(data))
+        labelled = self.labelled_samples(batch)
         if self.steps % self.settings.pairs_every:
             use_first = torch.rand(len(data), 1, device=self.device) < 0.5
             one_view = self.network(data, torch.where(use_first, first_subsets, second_subsets))
-            return cast(Tensor, self.loss(one_view, target))
-        patients = torch.tensor([zlib.crc32(str(key).encode()) for key in batch["keys"]])
+            return cast(Tensor, self.supervised_loss(one_view, target, labelled))
+        patients = torch.tensor([zlib.crc32(self.patient_name(str(key)).encode()) for key in batch["keys"]])
         patients = patients.to(self.device, non_blocking=True)
-        first_loss, *first = self._run_first_view(data, target, first_subsets)
-        second_loss, *second = self._view(data, target, second_subsets)
+        first_loss, *first = self._run_first_view(data, target, first_subsets, labelled)
+        second_loss, *second = self._view(data, target, second_subsets, labelled)
         loss = (first_loss + second_loss) / 2
         if self.settings.contrastive_weight == 0:
             return loss
@@ -75,7 +81,9 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
             checkpoint(self._view, *view, use_reentrant=False) if self.settings.checkpoint_views else self._view(*view)
         )
 
-    def _view(self, data: Tensor, target: Tensor | list[Tensor], available: Tensor) -> tuple[Tensor, ...]:
+    def _view(
+        self, data: Tensor, target: Tensor | list[Tensor], available: Tensor, labelled: Tensor | None
+    ) -> tuple[Tensor, ...]:
         logits, features = self.network(data, available, return_features=True)
         pooled = [stage.mean(tuple(range(2, stage.ndim)), dtype=torch.float32) for stage in features]
-        return self.loss(logits, target), *pooled
+        return self.supervised_loss(logits, target, labelled), *pooled

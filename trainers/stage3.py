@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,7 +15,7 @@ from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.losses import feature_consistency, prediction_consistency
 from nnunetv2_unimrseg.method.networks.build import build_network
-from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, usable_modalities
 from nnunetv2_unimrseg.method.step_cost import incomplete_views
 from nnunetv2_unimrseg.modalities import incomplete_subsets
 from nnunetv2_unimrseg.trainers.base import LR_FACTOR
@@ -29,7 +31,8 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
     """The complete view teaches the incomplete ones: loss(complete) + mean over incomplete views of their loss.
 
     An incomplete view's loss is feature_weight * L1 of encoder features + prediction_weight * distance of
-    predictions, both to the teacher's, + incomplete_label_weight * nnU-Net's loss.
+    predictions, both to the teacher's, + incomplete_label_weight * nnU-Net's loss. The complete view of a case that
+    lacks modalities is all that it has. Unlabelled samples take part in all terms but nnU-Net's loss.
     """
 
     section: ClassVar[str] = "stage3"
@@ -67,52 +70,92 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         decoder = [parameter for parameter in group["params"] if id(parameter) not in of_adapters]
         return [{**group, "params": decoder}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
 
+    @property
+    def label_free_weight(self) -> float:
+        return float(self.settings.feature_weight + self.settings.prediction_weight)
+
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         self.steps += 1
+        labelled = self.labelled_samples(batch)
         if self.steps % self.settings.pairs_every:
-            return self._one_view_loss(data, target)
+            return self._one_view_loss(data, target, labelled)
+        own = self.own_modalities(batch)
         *earlier, last = subsets = self._deal_subsets(len(data))
         with self.without_synchronisation():  # each view is differentiated at once: no activations of two are held
-            teacher_loss, *outputs = self._teacher_view(data, target)
+            teacher_loss, *outputs = self._teacher_view(data, target, labelled)
             value = self.backward(teacher_loss)
             teacher = [output.detach() for output in outputs]
+            student = partial(self._student_view, data, target, labelled, own)
             for available in earlier:
-                value = value + self.backward(self._student_view(data, target, available, *teacher) / len(subsets))
-        return cast(Tensor, value + self._student_view(data, target, last, *teacher) / len(subsets))
+                value = value + self.backward(student(available, *teacher) / len(subsets))
+        return cast(Tensor, value + student(last, *teacher) / len(subsets))
 
-    def _one_view_loss(self, data: Tensor, target: Tensor | list[Tensor]) -> Tensor:
+    def _one_view_loss(self, data: Tensor, target: Tensor | list[Tensor], labelled: Tensor | None) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""
         labels = 1 + self.settings.incomplete_label_weight
         incomplete = self.deck.deal(len(data)).to(self.device, non_blocking=True)
         is_complete = torch.rand(len(data), 1, device=data.device) < 1 / labels
-        return cast(Tensor, labels * self.loss(self.network(data, incomplete | is_complete), target))
+        logits = self.network(data, incomplete | is_complete)
+        return cast(Tensor, labels * self.supervised_loss(logits, target, labelled))
 
     def _deal_subsets(self, num_samples: int) -> list[Tensor]:
+        """Return the `(B, M)` booleans of each incomplete view of this step, on the CPU."""
         if self.every_subset is not None:
-            every_subset = self.every_subset.to(self.device, non_blocking=True)
-            return [subset.expand(num_samples, -1) for subset in every_subset]
+            return [subset.expand(num_samples, -1) for subset in self.every_subset]
         views = incomplete_views(self.settings, len(self.modalities))
-        return list(self.deck.deal(num_samples * views).to(self.device, non_blocking=True).chunk(views))
+        return list(self.deck.deal(num_samples * views).chunk(views))
 
-    def _teacher_view(self, data: Tensor, target: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
+    def _teacher_view(self, data: Tensor, target: Tensor | list[Tensor], labelled: Tensor | None) -> tuple[Tensor, ...]:
         logits, features = self.network(data, skip_adapters=True, return_features=True)
-        return self.loss(logits, target), full_resolution(logits), *features
+        return self.supervised_loss(logits, target, labelled), full_resolution(logits), *features
 
     def _student_view(
         self,
         data: Tensor,
         target: Tensor | list[Tensor],
+        labelled: Tensor | None,
+        own: Tensor | None,
         available: Tensor,
+        *teacher: Tensor,
+    ) -> Tensor:
+        logits, features = self.network(data, available.to(self.device, non_blocking=True), return_features=True)
+        taught = self._taught_samples(available, own)
+        if taught is None:
+            loss = self._consistency(logits, features, *teacher)
+        elif len(taught):
+            seen = [output[taught] for output in (full_resolution(logits), *features, *teacher)]
+            student_logits, *others = seen
+            share = len(taught) / len(data)
+            loss = share * self._consistency(student_logits, others[: len(features)], *others[len(features) :])
+        else:
+            loss = full_resolution(logits)[:0].float().sum()
+        weight = self.settings.incomplete_label_weight
+        if weight > 0 or self.is_ddp:  # which waits for gradients of all heads
+            loss = loss + weight * self.supervised_loss(logits, target, labelled)
+        return loss
+
+    def _taught_samples(self, available: Tensor, own: Tensor | None) -> Tensor | None:
+        """Return the indices, on the device, of the samples whose teacher sees more than the student; None for all.
+
+        A subset may leave a case all that it has. Such a student must not match the teacher, which saw no more:
+        its adapters would learn to do nothing for a modality that they have to replace in other cases.
+        """
+        if own is None:
+            return None
+        sees_less = (usable_modalities(available, own) != own).any(1)
+        return None if sees_less.all() else sees_less.nonzero()[:, 0].to(self.device, non_blocking=True)
+
+    def _consistency(
+        self,
+        logits: Tensor | list[Tensor],
+        features: Sequence[Tensor],
         teacher_logits: Tensor,
         *teacher_features: Tensor,
     ) -> Tensor:
         settings = self.settings
-        logits, features = self.network(data, available, return_features=True)
         loss: Tensor = settings.feature_weight * feature_consistency(features, teacher_features)
         if settings.prediction_weight > 0:
             regions = self.label_manager.has_regions
             distance = prediction_consistency(full_resolution(logits), teacher_logits, regions=regions)
             loss = loss + settings.prediction_weight * distance
-        if settings.incomplete_label_weight > 0 or self.is_ddp:  # which waits for gradients of all heads
-            loss = loss + settings.incomplete_label_weight * self.loss(logits, target)
         return loss

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.data.case_table import read_case_table
+from nnunetv2_unimrseg.data.splits import FOLDS
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
 from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
@@ -31,9 +33,6 @@ from nnunetv2_unimrseg.nnunet.training_process import CODE, USER_ERROR_EXIT_CODE
 from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.processes import run_child
-
-FOLDS = 5
-"""Folds of nnU-Net's cross-validation where no splits_final.json says otherwise."""
 
 SIGNAL_EXIT_CODE = 128
 """Added to the number of the signal that ended a stage, as shells do."""
@@ -132,14 +131,15 @@ def check_folds(dataset_folder: Path, data_identifier: str, fold: str) -> None:
     """Check that nnU-Net can divide the preprocessed cases into folds.
 
     Raises:
-        UserError: when there are fewer cases than folds, no splits_final.json, and `fold` is not "all".
+        UserError: when there are fewer labelled cases than folds, no splits_final.json, and `fold` is not "all".
     """
-    num_cases = len(list((dataset_folder / data_identifier).glob("*.pkl")))
+    unlabelled = {name for name, case in read_case_table(dataset_folder).items() if not case.labelled}
+    num_cases = sum(path.stem not in unlabelled for path in (dataset_folder / data_identifier).glob("*.pkl"))
     splits = dataset_folder / "splits_final.json"
     if fold != "all" and num_cases < FOLDS and not splits.is_file():
         raise UserError(
-            f"{dataset_folder / data_identifier} holds {num_cases} cases, too few for nnU-Net's {FOLDS} folds. Train "
-            f"on all of them (fold 'all'), or say in {splits} which are for training and which for validation."
+            f"{dataset_folder / data_identifier} holds {num_cases} labelled cases, too few for nnU-Net's {FOLDS} folds. "
+            f"Train on all of them (fold 'all'), or say in {splits} which are for training and which for validation."
         )
 
 

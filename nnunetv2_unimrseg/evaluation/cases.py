@@ -16,6 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_unimrseg.data.case_table import read_case_table
 from nnunetv2_unimrseg.data.cases import find_cases
 from nnunetv2_unimrseg.data.label_values import known_labels, unknown_values
 from nnunetv2_unimrseg.data.reading import assign_channels, case_name, read_label
@@ -102,7 +103,7 @@ def _unusable_images(folder: Path, file_ending: str, cases: Set[str]) -> list[st
 
 
 def _validation_names(plans: Plans, configuration: str, dataset: str, fold: str) -> list[str]:
-    """Return the cases of a fold's validation, as nnU-Net's `do_split` does."""
+    """Return the cases of a fold's validation, as the trainers' `do_split` does: labelled ones only."""
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
     data = folder / PlansManager(plans).get_configuration(configuration).data_identifier
     splits_file = folder / "splits_final.json"
@@ -112,7 +113,8 @@ def _validation_names(plans: Plans, configuration: str, dataset: str, fold: str)
             f"It is not known which cases fold {fold} was validated with: there is no {absent[0]}. Preprocess the "
             "dataset again, or evaluate other cases with -i IMAGES -l LABELS."
         )
-    names = sorted(infer_dataset_class(str(data)).get_identifiers(str(data)))
+    unlabelled = {name for name, case in read_case_table(folder).items() if not case.labelled}
+    names = sorted(set(infer_dataset_class(str(data)).get_identifiers(str(data))) - unlabelled)
     if fold == "all":
         return names
     splits = json.loads(splits_file.read_text())

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
 from torch import Tensor
 
 from nnunetv2_unimrseg.config import Stage1Config, SubsetSamplingConfig
-from nnunetv2_unimrseg.method.networks.unet import usable_modalities
+from nnunetv2_unimrseg.method.networks.unet import present_modalities, usable_modalities
 from nnunetv2_unimrseg.modalities import MOST_LISTED_SUBSETS, incomplete_subsets
 
 
@@ -122,8 +122,8 @@ class Corruption:
         masked = self.masked_blocks.to(x.device, non_blocking=True)
         for axis, edge in enumerate(self.block_size, start=2):
             masked = masked.repeat_interleave(edge, axis).narrow(axis, 0, x.shape[axis])
-        present = ~torch.isnan(shuffled).flatten(2).any(2)
-        available = usable_modalities(self.available.to(x.device, non_blocking=True), present)
+        available = self.available.to(x.device, non_blocking=True)
+        available = usable_modalities(available, present_modalities(shuffled))
         corrupted = shuffled.masked_fill(masked, 0.0)
         return torch.where(available.view(*available.shape, *spatial), corrupted, fill), available
 
@@ -168,3 +168,29 @@ class ModalityCorruptionTransform(ImageOnlyTransform):
 
     def _apply_to_image(self, img: Tensor, corruption: Corruption) -> Tensor:
         return corruption.apply(img[None], fill=math.nan)[0][0]
+
+
+class KeepMissingTransform(BasicTransform):
+    """Other transforms of one sample, through which the channels of missing modalities stay all NaN.
+
+    The others see zeros there. So no statistic of theirs is spoiled, and a patch that lies wholly outside the mask of
+    normalisation, where nnU-Net sets zeros, does not make a missing modality look available.
+
+    Args:
+        transform: nnU-Net's training augmentation; channels that it appends, for a cascade, are no images.
+    """
+
+    def __init__(self, transform: BasicTransform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """Transform a sample whose `image` is `(C, X, Y[, Z])`."""
+        (missing,) = (~present_modalities(data_dict["image"][None])).nonzero(as_tuple=True)[1:]
+        if len(missing) == 0:
+            return dict(self.transform(**data_dict))
+        image = data_dict["image"].clone()
+        image[missing] = 0
+        transformed: dict[str, Any] = self.transform(**{**data_dict, "image": image})
+        transformed["image"][missing] = math.nan
+        return transformed

@@ -39,6 +39,32 @@ class Float32Loss(nn.Module):
         return loss
 
 
+def loss_of_labelled(
+    loss: nn.Module, logits: Tensor | list[Tensor], target: Tensor | list[Tensor], labelled: Tensor
+) -> Tensor:
+    """Return a segmentation loss of some samples of a batch: its gradient is that of a batch of these samples alone.
+
+    Masking the others' voxels would not do: the mean over samples, and the Dice term's constant of an empty sample,
+    would still count them.
+
+    Args:
+        loss: nnU-Net's loss.
+        logits: `(B, K, X, Y[, Z])`, or a list of resolutions.
+        target: labels of the same form.
+        labelled: `(L,)` indices of these samples. Where there are none the loss is 0, and all logits have gradients
+            of 0 (for which distributed training waits).
+    """
+    if len(labelled) == 0:
+        scales = [logits] if isinstance(logits, Tensor) else logits
+        return torch.stack([scale[:0].float().sum() for scale in scales]).sum()
+
+    def pick(batch: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        return batch[labelled] if isinstance(batch, Tensor) else [scale[labelled] for scale in batch]
+
+    value: Tensor = loss(pick(logits), pick(target))
+    return value
+
+
 def ssim(prediction: Tensor, target: Tensor, window: int = 7) -> Tensor:
     """Structural similarity of each sample and channel.
 

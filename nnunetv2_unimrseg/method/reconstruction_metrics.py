@@ -47,28 +47,23 @@ def summarise(cases: Sequence[dict[str, Any]], modalities: Modalities) -> dict[s
     """Average the scores over the cases, for each pattern and modality and over all missing modalities together.
 
     Args:
-        cases: dictionaries with `case` and `metrics`, the scores by pattern, modality and metric.
+        cases: dictionaries with `case` and `metrics`, the scores by pattern, modality and metric; what a case cannot
+            be scored for is not in it.
         modalities: the dataset's.
     """
-    patterns = list(cases[0]["metrics"])
-    mean = {
-        pattern: {
-            name: {
-                metric: float(np.nanmean([case["metrics"][pattern][name][metric] for case in cases]))
-                for metric in METRICS
-            }
-            for name in modalities
-        }
-        for pattern in patterns
-    }
-    available_in = {modalities.describe(subset): subset for subset in missing_patterns(len(modalities))}
-    of_missing = [
-        mean[pattern][name]
-        for pattern in patterns
-        for name, available in zip(modalities, available_in[pattern], strict=True)
-        if not available
-    ]
-    overall = {metric: float(np.mean([entry[metric] for entry in of_missing])) for metric in METRICS}
+    mean: dict[str, dict[str, dict[str, float]]] = {}
+    of_missing = []
+    for subset in missing_patterns(len(modalities)):
+        pattern = modalities.describe(subset)
+        for name, available in zip(modalities, subset, strict=True):
+            entries = [case["metrics"][pattern][name] for case in cases if name in case["metrics"].get(pattern, {})]
+            if not entries:
+                continue
+            scores = {metric: float(np.nanmean([entry[metric] for entry in entries])) for metric in METRICS}
+            mean.setdefault(pattern, {})[name] = scores
+            if not available:
+                of_missing.append(scores)
+    overall = {metric: float(np.mean([entry[metric] for entry in of_missing])) for metric in METRICS if of_missing}
     return {
         "unit": UNIT,
         "patterns": "available modalities, joined by +",

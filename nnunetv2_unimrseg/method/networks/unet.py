@@ -30,6 +30,11 @@ def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:
     return torch.where(both.any(1, keepdim=True), both, present)
 
 
+def present_modalities(x: Tensor) -> Tensor:
+    """Return which channels of `x` `(B, C, X, Y[, Z])` hold no NaN, the sign of a missing one: `(B, C)` booleans."""
+    return ~torch.isnan(x).any(dim=tuple(range(2, x.ndim)))
+
+
 def zero_missing(x: Tensor, num_modalities: int, available: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Put zeros into the channels of missing modalities, and say which are available.
 
@@ -43,8 +48,8 @@ def zero_missing(x: Tensor, num_modalities: int, available: Tensor | None = None
     Returns:
         `x` with zeros in missing channels, and the `(B, num_modalities)` booleans of what is available.
     """
-    without_nan = ~torch.isnan(x[:, :num_modalities]).any(dim=tuple(range(2, x.ndim)))
-    available = without_nan if available is None else usable_modalities(available, without_nan)
+    present = present_modalities(x[:, :num_modalities])
+    available = present if available is None else usable_modalities(available, present)
     extra = x.shape[1] - num_modalities
     kept = torch.cat((available, available.new_ones(x.shape[0], extra)), 1) if extra else available
     return torch.where(kept.view(*kept.shape, *[1] * (x.ndim - 2)), x, 0), available
