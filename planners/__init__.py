@@ -1,1 +1,1 @@
-"""Planning for nnU-Net with the memory of UniMRSeg's three stages; installed as nnunetv2_unimrseg.planners."""
+"""Planning and preprocessing for UniMRSeg's three stages; installed as nnunetv2_unimrseg.planners."""

@@ -64,7 +64,9 @@ def write_fingerprint(path: Path, raw: RawDataset, num_processes: int) -> None:
 
     Raises:
         UserError: when a modality has no voxel inside the labels, or such large ones that their mean is no number.
+        OSError: when the file's folder cannot be made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     num_samples = int(NUM_FOREGROUND_VOXELS // sum(case.labelled for case in raw.table.values()))
     arguments = [(case, raw.reader_class, raw.modalities, raw.file_ending, num_samples) for case in raw.cases]
     cases = map_in_processes(
@@ -81,7 +83,6 @@ def write_fingerprint(path: Path, raw: RawDataset, num_processes: int) -> None:
         "foreground_intensity_properties_per_channel": intensities,
         "median_relative_size_after_cropping": np.median([case.relative_size for case in cases]),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(fingerprint, sort_keys=True, indent=4))
 
 

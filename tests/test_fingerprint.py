@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import trained
+from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -57,6 +60,40 @@ def test_a_complete_case_is_analysed_as_by_nnunet(raw):
         np.testing.assert_array_equal(ours.foreground[number], values)
 
 
+class OneProcess:
+    """Stands for nnU-Net's pool: computes at once, in this process."""
+
+    _pool: tuple[()] = ()
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def starmap_async(self, function: Callable[..., object], arguments: Sequence[Sequence[object]]) -> SimpleNamespace:
+        results = [function(*each) for each in arguments]
+        return SimpleNamespace(ready=lambda: True, get=lambda: results)
+
+
+@pytest.mark.parametrize("case_without_foreground", [False, True])
+def test_the_file_of_complete_cases_is_nnunets(raw, monkeypatch, case_without_foreground):
+    if case_without_foreground:
+        tiny.write(raw / "labelsTr" / "c.nii.gz", np.zeros(tiny.SHAPE, np.uint8))
+    written(raw)
+    monkeypatch.setattr(fingerprint_extractor, "nnUNet_raw", str(raw.parent))
+    monkeypatch.setattr(fingerprint_extractor, "nnUNet_preprocessed", str(raw.parent / "stock"))
+    monkeypatch.setattr(fingerprint_extractor, "maybe_convert_to_dataset_name", str)
+    monkeypatch.setattr(
+        fingerprint_extractor.multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=lambda _: OneProcess())
+    )
+    extractor = DatasetFingerprintExtractor(raw.name)
+    extractor.num_foreground_voxels_for_intensitystats = fingerprint.NUM_FOREGROUND_VOXELS
+    extractor.run()
+    stock = raw.parent / "stock" / raw.name / "dataset_fingerprint.json"
+    assert (raw.parent / "out" / "dataset_fingerprint.json").read_bytes() == stock.read_bytes()
+
+
 def test_intensities_are_those_of_the_labelled_cases_that_have_the_modality(raw):
     (raw / "imagesTr" / "a_0001.nii.gz").unlink()
     (raw / "labelsTr" / "b.nii.gz").unlink()
@@ -86,7 +123,7 @@ def test_intensities_that_overflow_are_refused_and_nothing_is_written(raw):
         tiny.write(raw / "imagesTr" / f"{name}_0000.nii.gz", tiny.image(1)[0] * np.float32(1e36))
     with pytest.raises(UserError, match="The intensities of channel 0 inside the labels are so large"):
         written(raw)
-    assert not (raw.parent / "out").exists()
+    assert not list((raw.parent / "out").iterdir())
 
 
 def test_a_reused_fingerprint_that_no_longer_fits_is_told(raw, capsys):

@@ -1,4 +1,4 @@
-"""Datasets of the kind that hospitals have, through `unimrseg plan`; for complete ones the files are nnU-Net's."""
+"""A dataset of the kind that hospitals have, through `unimrseg plan`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,17 @@ pytestmark = pytest.mark.integration
 SMALL = ("-gpu_memory_target", 1, "--base-features", 8, "-np", 1)
 
 
-@pytest.fixture
-def made(tmp_path) -> Workspace:
-    """An unplanned phantom of five patients."""
-    workspace = Workspace(tmp_path / "nnunet")
-    for folder in (workspace.raw, workspace.preprocessed, workspace.results):
-        folder.mkdir(parents=True)
-    write_phantom_dataset(workspace.raw / workspace.dataset_name, 5, 0, shape=(24, 24, 24), seed=3)
-    return workspace
-
-
 def preprocessed(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, dict]]:
     dataset = nnUNetDatasetBlosc2(str(folder))
     cases = {name: dataset.load_case(name) for name in dataset.identifiers}
     return {name: (image[:], label[:], properties) for name, (image, label, _, properties) in cases.items()}
 
 
-def test_incomplete_and_unlabelled_cases_are_planned_and_preprocessed(made):
+def test_incomplete_and_unlabelled_cases_are_planned_and_preprocessed(tmp_path):
+    made = Workspace(tmp_path / "nnunet")
+    for folder in (made.raw, made.preprocessed, made.results):
+        folder.mkdir(parents=True)
+    write_phantom_dataset(made.raw / made.dataset_name, 5, 0, shape=(24, 24, 24), seed=3)
     raw, base = made.raw / made.dataset_name, made.preprocessed / made.dataset_name
     (raw / "imagesTr" / "phantom_000_0001.nii.gz").unlink()
     blank = raw / "imagesTr" / "phantom_001_0003.nii.gz"
@@ -74,20 +68,3 @@ def test_incomplete_and_unlabelled_cases_are_planned_and_preprocessed(made):
     for name, (image, label, properties) in preprocessed(folder).items():
         assert image.tobytes() == before[name][0].tobytes() and label.tobytes() == before[name][1].tobytes()
         np.testing.assert_equal(properties, before[name][2])
-
-
-def test_complete_cases_become_nnunets_own_files(made):
-    base = made.preprocessed / made.dataset_name
-    made.run("unimrseg", "plan", "-d", made.dataset, "-c", "3d_fullres", *SMALL)
-    fingerprint = (base / "dataset_fingerprint.json").read_bytes()
-    ours = preprocessed(base / f"{made.plans}_3d_fullres")
-    labels = {path.name: path.read_bytes() for path in (base / "gt_segmentations").iterdir()}
-    made.run("nnUNetv2_extract_fingerprint", "-d", made.dataset, "-np", 1, "--clean")
-    assert (base / "dataset_fingerprint.json").read_bytes() == fingerprint
-    made.run("nnUNetv2_preprocess", "-d", made.dataset, "-plans_name", made.plans, "-c", "3d_fullres", "-np", 1)
-    stock = preprocessed(base / f"{made.plans}_3d_fullres")
-    assert sorted(stock) == sorted(ours)
-    for name, (image, label, properties) in stock.items():
-        assert image.tobytes() == ours[name][0].tobytes() and label.tobytes() == ours[name][1].tobytes()
-        np.testing.assert_equal(properties, ours[name][2])
-    assert labels == {path.name: path.read_bytes() for path in (base / "gt_segmentations").iterdir()}

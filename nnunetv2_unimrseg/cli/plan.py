@@ -204,8 +204,13 @@ def _make_fingerprint(dataset: str, raw: RawDataset, args: argparse.Namespace) -
     if path.is_file() and not args.clean:
         check_fingerprint(path, raw)
         print(f"The fingerprint {path} is reused; --clean makes it anew.")
-    else:
+        return
+    try:
         write_fingerprint(path, raw, num_processes)
+    except OSError as error:
+        raise UserError(
+            f"The fingerprint {path} cannot be written: {error}. Run the command again when it can."
+        ) from error
 
 
 def _make_plans(
