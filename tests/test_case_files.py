@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tiny
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from test_predictor_files import SEQUENTIAL, error_of, make_predictor
 
 from nnunetv2_unimrseg.data.case_files import CaseFiles, common_name, name_channels
 from nnunetv2_unimrseg.data.cases import find_cases
+from nnunetv2_unimrseg.data.reading import read_case
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.reconstruction.planning import plan_cases
 
 MODALITIES = Modalities(tiny.NAMES)
 
@@ -107,6 +110,19 @@ def test_the_name_of_the_case_is_that_of_the_output(predictor, written, tmp_path
     assert list(report) == ["patient 7", "x"] and report["x"]["available"] == ["CT", "T1"]
     assert sitk.ReadImage(str(tmp_path / "out" / "patient 7.nii.gz")).GetSize() == tiny.SHAPE[::-1]
     assert (tmp_path / "out" / "x.nii.gz").is_file()
+
+
+def test_named_files_are_reconstructed_from(written, tmp_path):
+    _, misleading = written
+    (case,) = plan_cases(
+        {"patient": {"T2": misleading["T2"], "CT": misleading["CT"]}}, tmp_path / "out", MODALITIES, SimpleITKIO(),
+        tiny.ENDING, chosen=MODALITIES.subset(["T2"]), scores=True, overwrite=False, skip_done=False, part=slice(None),
+        show_progress=False,
+    )  # fmt: skip
+    assert (case.name, case.files, case.available) == ("patient", [misleading["T2"]], (False, False, False, True))
+    assert case.all_files == [misleading["CT"], misleading["T2"]]
+    read, problems = read_case(case.files, SimpleITKIO(), MODALITIES, tiny.ENDING)
+    assert not problems and read.files == {3: misleading["T2"]}
 
 
 def test_what_is_wrong_with_named_files_is_one_error(predictor, written, tmp_path):

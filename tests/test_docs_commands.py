@@ -13,7 +13,6 @@ from conftest import CONFIGURATION, PLANS, PYTHON, SECTIONS, Workspace
 from documentation import (
     DOCS,
     blocks,
-    read,
     shell_commands,
 )
 
@@ -48,11 +47,14 @@ def smaller(command: str) -> str:
 
 
 def write_patients(made: Workspace, folder: Path) -> None:
-    """Write the phantom as the tutorial's scans lie on disk: some to train with (one lacks a scan), one new."""
+    """Write the phantom as the tutorial's scans lie on disk: one patient is new, the others are to train with.
+
+    Of these, one lacks a scan and one the reference.
+    """
     from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
     phantom = folder / "phantom"
-    write_phantom_dataset(phantom, num_training=6, num_unseen=1, shape=(24, 24, 24), seed=7)
+    write_phantom_dataset(phantom, num_training=7, num_unseen=1, shape=(24, 24, 24), seed=7)
     endings = {"0000": "t2f", "0001": "t1n", "0002": "t1c", "0003": "t2w"}
     for split, place in (("Tr", "BraTS"), ("Ts", "NewPatients")):
         for scan in sorted((phantom / f"images{split}").glob("*.nii.gz")):
@@ -62,7 +64,8 @@ def write_patients(made: Workspace, folder: Path) -> None:
             shutil.copy(scan, folder / place / patient / f"{patient}-{endings[number]}.nii.gz")
             label = phantom / f"labels{split}" / f"{case}.nii.gz"
             shutil.copy(label, folder / place / patient / f"{patient}-seg.nii.gz")
-    incomplete = max((folder / "BraTS").iterdir())
+    *_, unlabelled, incomplete = sorted((folder / "BraTS").iterdir())
+    (unlabelled / f"{unlabelled.name}-seg.nii.gz").unlink()
     (incomplete / f"{incomplete.name}-t1c.nii.gz").unlink()
     (new,) = (folder / "NewPatients").iterdir()
     for ending in ("t1c", "t2w", "t2f"):
@@ -76,18 +79,14 @@ def test_the_tutorial_runs(tmp_path):
         folder.mkdir()
     write_patients(made, tmp_path)
     page = DOCS / "tutorial.md"
-    scripts = [block for block in blocks(page, "python") if block.startswith('"""')]
-    names = re.findall(r"Save this script as `(\w+\.py)`", read(page))
-    assert len(scripts) == len(names) == 2
-    for file, script in zip(names, scripts, strict=True):
-        (tmp_path / file).write_text(script)
-    commands = [line for block in blocks(page, "bash") for line in block.strip().splitlines()]
+    bash = [block.replace("\\\n", " ") for block in blocks(page, "bash")]
+    commands = [line for block in bash for line in block.strip().splitlines()]
     planned = next(number for number, command in enumerate(commands) if command.startswith("unimrseg plan")) + 1
     lines = [smaller(command) for command in commands]
     lines.insert(planned, f"unimrseg configure -d 600 -c {CONFIGURATION} -p {PLANS} --set {BUDGET}")
     result = made.run("bash", "-c", "\n".join(["set -euo pipefail", f"cd {tmp_path}", *lines]), nnUNet_n_proc_DA="0")
-    assert "is left out, it lacks" in result.stdout
-    assert json.loads((made.raw / made.dataset_name / "dataset.json").read_text())["numTraining"] == 5
+    assert re.search(r"FLAIR\+T1\+T1ce\+T2 +6 +5\n +FLAIR\+T1\+T2 +1 +1\n +all +7 +6\n", result.stdout)
+    assert json.loads((made.raw / made.dataset_name / "dataset.json").read_text())["numTraining"] == 7
     assert len(list((tmp_path / "SEGMENTATIONS").glob("*.nii.gz"))) == 1
     (case,) = json.loads((tmp_path / "SEGMENTATIONS" / "modalities.json").read_text()).values()
     assert case == {"available": ["T1"], "missing": ["FLAIR", "T1ce", "T2"]}

@@ -79,6 +79,11 @@ def test_copies_regions_and_the_order_of_the_modalities(tree):
     ]
 
 
+def test_the_patient_in_the_names_of_the_cases(tree):
+    made = run(tree, patient="([abc])")
+    assert json.loads((made / "dataset.json").read_text())["unimrseg"] == {"patient": "([abc])"}
+
+
 def test_a_dry_run_writes_nothing(tree, capsys):
     made = run(tree, "--dry-run")
     printed = capsys.readouterr().out
@@ -99,6 +104,8 @@ def test_an_existing_dataset_is_refused(tree, capsys, existing):
     ("changes", "words"),
     [
         ({"d": 0}, "from 1 to 999"),
+        ({"patient": "[abc]"}, "has no group"),
+        ({"patient": "([ab])"}, "does not match the case 'c'"),
         ({"name": "my/brain"}, "must consist of letters"),
         ({"i": "/nowhere"}, "There is no input folder /nowhere"),
         ({"pattern": "{case}/{modality}"}, "must end with the ending of the files"),
@@ -110,6 +117,7 @@ def test_an_existing_dataset_is_refused(tree, capsys, existing):
         ({"labels": ("oedema=1",)}, '"labels" has no "background"'),
         ({"labels": ("background=0", "oedema=two")}, '"two"'),
         ({"label_pattern": "{case}/{case}-ref.nii.gz"}, "'seg' (2 files)"),
+        ({"label_pattern": "{case}/{modality}.nii.gz"}, "must not have {modality}"),
         ({"label_pattern": "{case}/{case}-ref.nii.gz", "ignore": ("*-seg*",)}, "fits the pattern of the labels"),
         ({"ignore": ("*t2f*", "*t1*")}, "No file in"),
         ({"ignore": ("b/b-t*",)}, "b-seg.nii.gz is the label of a case without scans, 'b'"),

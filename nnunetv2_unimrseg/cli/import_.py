@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="the values of the labels, as in background=0 tumour=1; several values, as in whole=1,2,3, make a region",
     )
+    add(
+        "--patient",
+        metavar="REGEX",
+        help="where several cases may be of one patient: a regular expression whose first group is the patient in a "
+        "case's name, as in '(BraTS-GLI-[0-9]+)'",
+    )
     add("--copy", action="store_true", help="copy the files instead of linking to them")
     add("--dry-run", action="store_true", help="only print what would be made")
 
@@ -76,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
         names=read_pairs(args.names, "--names", "t1c=T1ce"),
         modalities=args.modalities,
         ignored=args.ignore,
+        patient=args.patient,
     )
     planned.found.print_unused()
     if args.dry_run:

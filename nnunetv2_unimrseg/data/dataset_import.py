@@ -12,6 +12,7 @@ from typing import Any
 
 from nnunetv2_unimrseg.data.file_tree import FoundFiles, find_files, read_layout
 from nnunetv2_unimrseg.data.scan_folder import READ_BY_NNUNET
+from nnunetv2_unimrseg.data.splits import patient_name, patient_pattern
 from nnunetv2_unimrseg.errors import UserError, reason_in_words
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
@@ -99,6 +100,7 @@ def plan_import(
     names: Mapping[str, str],
     modalities: Sequence[str] | None = None,
     ignored: Sequence[str] = (),
+    patient: str | None = None,
 ) -> DatasetImport:
     """Find the files of a raw dataset and check all that can be known without reading images.
 
@@ -111,10 +113,12 @@ def plan_import(
         names: from a modality as the files spell it to its name in the dataset.
         modalities: the dataset's, in channel order; None for those of `names`, in their order.
         ignored: patterns of files to leave out.
+        patient: a regular expression whose first group is the patient in a case's name; None where each case is a
+            patient.
 
     Raises:
-        UserError: as `find_files`; for mistakes in what will be dataset.json; when a label has no scan, or no case has
-            a label.
+        UserError: as `find_files`; for mistakes in what will be dataset.json; when a label has no scan, no case has a
+            label, or `patient` does not fit a case.
     """
     ending = next((ending for ending in READ_BY_NNUNET if pattern.endswith(ending)), None)
     if ending is None:
@@ -130,9 +134,12 @@ def plan_import(
         "numTraining": 1,
         "file_ending": ending,
     }
+    if patient is not None:
+        dataset_json["unimrseg"] = {"patient": patient}
     if regions := check_labels(labels).regions:
         dataset_json["regions_class_order"] = check_regions_class_order(None, regions)[1]
     check_dataset_json(dataset_json, "The dataset.json that these arguments ask for", raw=True)
+    of_patient = patient_pattern(dataset_json)
     layout = read_layout(pattern, names, Modalities(channels), ending, ignored, label_pattern)
     found = find_files(source, layout)
     alone = [name for name in found.labels if name not in found.cases]
@@ -144,5 +151,7 @@ def plan_import(
         )
     if not found.labels:
         raise UserError(f"No file in {source} fits the pattern of the labels, '{label_pattern}'.")
+    for case in found.cases:
+        patient_name(case, of_patient)
     dataset_json["numTraining"] = len(found.cases)
     return DatasetImport(folder, dataset_json, layout.modalities, found)

@@ -67,6 +67,8 @@ def read_layout(
         raise UserError("\n".join(problems))
     spellings = [*known, *modalities]
     label = None if label_pattern is None else FilePattern(label_pattern, [CASE])
+    if label is not None and f"{{{MODALITY}}}" in label.text:
+        raise UserError(f"The pattern of the labels, '{label.text}', must not have {{modality}}: a case has one label.")
     layout = TreeLayout(
         modalities,
         file_ending,
@@ -179,19 +181,21 @@ class _Search:
         if not fields:
             self.found.unused += [] if is_folder else [name]
             return
-        modality = self._modality(fields) if MODALITY in fields else "the label"
-        if modality is None:
+        case, file = fields[CASE], str(self.folder / name)
+        if MODALITY not in fields:
+            self._assign(file, self.found.labels, case, f"case '{case}': the label")
+        elif (modality := self._modality(fields)) is None:
             self._unknown[fields[MODALITY]] += 1
-            return
-        file = str(self.folder / name)
+        else:
+            self._assign(file, self.found.cases.setdefault(case, {}), modality, f"case '{case}': {modality}")
+
+    def _assign(self, file: str, files: dict[str, str], key: str, what: str) -> None:
         if reason := why_unusable(file):
             self.problems.append(f"{file}: {reason}")
-        files = self.found.cases.setdefault(fields[CASE], {}) if MODALITY in fields else self.found.labels
-        key = modality if MODALITY in fields else fields[CASE]
         if key in files:
             self.problems.append(
-                f"case '{fields[CASE]}': {modality} has two files, {files[key]} and {file}. Leave one out "
-                "(--ignore), or let {case} stand for more of the path."
+                f"{what} has two files, {files[key]} and {file}. Leave one out (--ignore), or let {{case}} stand for "
+                "more of the path."
             )
         files.setdefault(key, file)
 
