@@ -138,8 +138,9 @@ def check_folds(dataset_folder: Path, data_identifier: str, fold: str) -> None:
     splits = dataset_folder / "splits_final.json"
     if fold != "all" and num_cases < FOLDS and not splits.is_file():
         raise UserError(
-            f"{dataset_folder / data_identifier} holds {num_cases} labelled cases, too few for nnU-Net's {FOLDS} folds. "
-            f"Train on all of them (fold 'all'), or say in {splits} which are for training and which for validation."
+            f"{dataset_folder / data_identifier} holds {num_cases} labelled cases, too few for nnU-Net's {FOLDS} "
+            f"folds. Train on all of them (fold 'all'), or say in {splits} which are for training and which for "
+            "validation."
         )
 
 

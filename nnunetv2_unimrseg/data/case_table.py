@@ -57,7 +57,8 @@ def read_case_table(preprocessed_dataset_folder: Path) -> dict[str, TrainingCase
         return {name: _training_case(entry) for name, entry in content["cases"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be used ({type(error).__name__}: {error}). Run `unimrseg plan` with --clean, which writes it anew."
+            f"{path} cannot be used ({type(error).__name__}: {error}). Run `unimrseg plan` with --clean, which "
+            "writes it anew."
         ) from None
 
 
