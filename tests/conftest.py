@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,16 +93,23 @@ class Workspace:
         )  # fmt: skip
 
 
-def make_planned_workspace(root: Path) -> Workspace:
-    """Write the phantom, plan it for a tiny network and set one epoch of two steps for each stage."""
+def make_planned_workspace(
+    root: Path, num_training: int = 5, change_raw: Callable[[Path], None] | None = None
+) -> Workspace:
+    """Write the phantom, plan it for a tiny network and set one epoch of two steps for each stage.
+
+    `change_raw` changes the files of the raw dataset before it is planned.
+    """
     from nnunetv2_unimrseg.data.phantom import write_phantom_dataset
 
     workspace = Workspace(root)
     for folder in (workspace.raw, workspace.preprocessed, workspace.results):
         folder.mkdir(parents=True)
     write_phantom_dataset(
-        workspace.raw / workspace.dataset_name, num_training=5, num_unseen=3, shape=(24, 24, 24), seed=3
+        workspace.raw / workspace.dataset_name, num_training=num_training, num_unseen=3, shape=(24, 24, 24), seed=3
     )
+    if change_raw:
+        change_raw(workspace.raw / workspace.dataset_name)
     workspace.run(
         "unimrseg", "plan", "-d", workspace.dataset, "-c", workspace.configuration,
         "-gpu_memory_target", 1, "--base-features", 8, "-np", 1,
