@@ -29,7 +29,7 @@ def test_a_cascade_is_trained_and_predicts(tmp_path):
     path.write_text(json.dumps(plans))
     two = ["phantom_000", "phantom_001"]
     (path.parent / "splits_final.json").write_text(json.dumps([{"train": two, "val": two}]))
-    made.run("unimrseg", "plan", "-d", made.dataset, "-c", "3d_lowres", "--preprocess-only", "-np", 1)
+    made.run("nnUNetv2_preprocess", "-d", made.dataset, "-plans_name", made.plans, "-c", "3d_lowres", "-np", 1)
 
     def train(configuration: str) -> str:
         return made.run(
