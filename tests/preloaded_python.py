@@ -43,14 +43,15 @@ import json, os, signal, socket, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 if name == "python" and arguments[:1] == ["-B"]:  # multiprocessing gives it where PYTHONDONTWRITEBYTECODE is set
     del arguments[0]
-if name == "python" and arguments[:1] != ["-c"] and (not arguments or arguments[0].startswith("-")):
+if name == "python" and arguments[:1] not in (["-c"], ["-m"]) and (not arguments or arguments[0].startswith("-")):
     os.execv({python!r}, [{python!r}, *arguments])
 files = [int(number) for number in os.listdir("/proc/self/fd")]
 files = [number for number in files if os.path.exists(f"/proc/self/fd/{{number}}")]
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = {{"name": name, "arguments": arguments, "environment": dict(os.environ)}}
-message = json.dumps({{**request, "folder": os.getcwd(), "files": files}}).encode()
+request = {{"name": name, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}}
+ignored, blocked = signal.getsignal(signal.SIGINT) == signal.SIG_IGN, list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+message = json.dumps({{**request, "files": files, "ignores_interrupts": ignored, "blocked": blocked}}).encode()
 socket.send_fds(server, [len(message).to_bytes(4, "big")], files)
 server.sendall(message)
 for number in files:
@@ -58,7 +59,7 @@ for number in files:
         os.close(number)
 answer = server.makefile()
 process = int(answer.readline())
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGTERM,) if ignored else (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: os.kill(process, number))
 code = int(answer.readline() or 1)
 if code < 0:
@@ -166,6 +167,9 @@ class Server:
         self.selector.close()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        interrupt = signal.SIG_IGN if request["ignores_interrupts"] else signal.default_int_handler
+        signal.signal(signal.SIGINT, interrupt)
+        signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
         for each in (self.socket, self.ended, self.wake, client, *self.clients.values()):
             each.close()
         aside = [fcntl.fcntl(number, fcntl.F_DUPFD, 1000) for number in files]
@@ -210,21 +214,25 @@ def run(name: str, arguments: list[str], executable: str) -> int:
 
 
 def execute(name: str, arguments: list[str]) -> None:
-    """Do what the interpreter does for `python -c CODE ...`, `python FILE ...`, and the command of an entry point."""
+    """Do what the interpreter does for `-c CODE`, `-m MODULE`, `FILE`, and what the command of an entry point does."""
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    if name == "python" and arguments[0] != "-c":
-        sys.argv = list(arguments)
-        sys.path[0] = str(Path(arguments[0]).resolve().parent)
-        runpy.run_path(arguments[0], run_name="__main__")
-        return
-    module = sys.modules["__main__"] = types.ModuleType("__main__")
-    if name == "python":
-        sys.argv, sys.path[0] = ["-c", *arguments[2:]], ""
-        exec(compile(arguments[1], "<string>", "exec"), module.__dict__)
-        return
-    sys.argv, sys.path[0] = [str(REAL_BIN / name), *arguments], str(REAL_BIN)
-    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
-    sys.exit(entry.load()())
+    first, *more = arguments or [""]
+    if name != "python":
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.argv, sys.path[0] = [str(REAL_BIN / name), *arguments], str(REAL_BIN)
+        (entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+        sys.exit(entry.load()())
+    elif first == "-c":
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.argv, sys.path[0] = ["-c", *more[1:]], ""
+        exec(compile(more[0], "<string>", "exec"), module.__dict__)
+    elif first == "-m":
+        sys.argv, sys.path[0] = list(more), os.getcwd()
+        runpy.run_module(more[0], run_name="__main__", alter_sys=True)
+    else:
+        script = os.path.abspath(first)
+        sys.argv, sys.path[0] = [first, *more], os.path.dirname(script)
+        runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -202,6 +202,7 @@ def test_published_results_are_those_of_the_variants_whose_names_they_have():
         rate = record["trainings"][0]["settings"]["initial_lr"]
         for section, settings in measured.items():
             own = benchmark.all_settings(section, changed.get(section, {}))
+            own = {name: value for name, value in own.items() if name in settings}  # some are newer than these results
             assert settings == {**settings, **benchmark.scaled_learning_rates(own, rate)}, path.name
 
 

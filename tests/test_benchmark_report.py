@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from benchmark_records import DATASET, RUNS, by_patient, make_runs, put, read_on
 from benchmarks import paired_statistics as statistics
 from benchmarks import report, tables
 from benchmarks.paired_statistics import ALL, COMPLETE, INCOMPLETE, LEAVE_ONE_OUT, SINGLE
+from conftest import PYTHON
 from scipy import stats
 
 from nnunetv2_unimrseg.errors import UserError
@@ -231,7 +231,7 @@ def test_the_check_names_what_differs_and_writes_nothing(repository):
     page = repository / "docs/benchmarks.md"
     page.write_text(page.read_text().replace("| 2 | 54.0 |", "| 2 | 54.1 |"))
     assert report.problems(repository) == [f"{page}: ablations"]
-    command = [sys.executable, "-m", "scripts.benchmarks.report", "--repository", repository]
+    command = [PYTHON, "-m", "scripts.benchmarks.report", "--repository", repository]
     failed = subprocess.run([*command, "--check"], capture_output=True, text=True, cwd=ROOT)
     assert failed.returncode == 1 and f"{page}: ablations" in failed.stderr
     assert subprocess.run(command, cwd=ROOT).returncode == 0

@@ -86,7 +86,7 @@ def test_a_lock_in_use_is_not_taken_however_long_it_is_held(tmp_path, monkeypatc
 
 def test_a_file_in_place_of_the_folder_is_one_user_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"Cannot write in .*file: "), locked(tmp_path / "file" / "report.json"):
+    with pytest.raises(UserError, match=r"Cannot write .*report\.json: "), locked(tmp_path / "file" / "report.json"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -95,7 +95,7 @@ def test_a_file_in_place_of_the_folder_is_one_user_error(tmp_path):
 def test_a_folder_without_permission_is_one_user_error(tmp_path):
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(UserError, match=r"Cannot write in .*: Permission denied"), locked(tmp_path / "report.json"):
+        with pytest.raises(UserError, match=r"Cannot write .*: Permission denied"), locked(tmp_path / "report.json"):
             pass
     finally:
         tmp_path.chmod(0o700)

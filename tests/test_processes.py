@@ -16,8 +16,9 @@ import pytest
 import reconstructors
 import tiny
 import trained
-from conftest import BIN, CONFIGURATION
+from conftest import CONFIGURATION
 from interrupted import command_with_a_slow_part, interrupted
+from preloaded_python import REAL_BIN
 from worker_functions import (
     fail,
     ignores_interrupts,
@@ -277,8 +278,8 @@ def test_ctrl_c_ends_plan(tmp_path, slow):
 
 @pytest.mark.integration
 def test_ctrl_c_ends_a_real_training_and_the_processes_that_load_its_data(workspace, tmp_path):
-    words = [BIN / "unimrseg", "train", workspace.dataset, workspace.configuration, 3, "-p", workspace.plans]
-    environment = {**workspace.env, "nnUNet_n_proc_DA": "2", "PYTHONUNBUFFERED": "1"}
+    words = [REAL_BIN / "unimrseg", "train", workspace.dataset, workspace.configuration, 3, "-p", workspace.plans]
+    environment = {**workspace.env, "nnUNet_n_proc_DA": "2", "PYTHONUNBUFFERED": "1"}  # forks are of another group
     fold = workspace.model_folder("UniMRSegStage1Trainer") / "fold_3"
     workspace.set_values("stage1.num_epochs=1000")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from nnunetv2_unimrseg.errors import UserError, reason_in_words
+from nnunetv2_unimrseg.utils.files import not_written
 
 _LEASE_S = 60.0
 """A lock that its process has not renewed for so long is taken over; on the process's own machine, at once."""
@@ -38,10 +39,7 @@ def locked(path: Path) -> Iterator[None]:
             f"Waited {_LONGEST_WAIT_S:.0f} s for another process that locks {path}. Remove {lock} if there is none."
         ) from None
     except OSError as error:
-        raise UserError(
-            f"Cannot write in {lock.parent}: {reason_in_words(error)}. Make room or permission there, or choose "
-            "another folder."
-        ) from error
+        raise not_written(path, reason_in_words(error)) from error
     try:
         yield
     finally:

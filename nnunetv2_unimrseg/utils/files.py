@@ -57,7 +57,7 @@ def whole_file(
     except UserError:
         raise
     except caught as error:
-        raise _not_written(place, reason_in_words(error)) from error
+        raise not_written(place, reason_in_words(error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -143,10 +143,11 @@ def _check_written(path: Path, place: Path, find_problem: Callable[[Path], str |
     with path.open("r+b") as file:
         os.fsync(file.fileno())  # only once the disk has the file, a full disk, a quota or a lost network share shows
     if problem := (find_problem or file_problem)(path):
-        raise _not_written(place, f"what was written is not whole ({problem}; is the disk or the quota full?)")
+        raise not_written(place, f"what was written is not whole ({problem}; is the disk or the quota full?)")
 
 
-def _not_written(place: Path, reason: str) -> UserError:
+def not_written(place: Path, reason: str) -> UserError:
+    """Return the error for a file (or folder) that cannot be written, with the room that there is."""
     free, folder = "", place if place.is_dir() else place.parent
     with contextlib.suppress(OSError):
         free = f" {folder} has {shutil.disk_usage(folder).free / 2**20:.1f} MB free."
@@ -298,7 +299,7 @@ def whole_files(
     except UserError:
         raise
     except caught as error:
-        raise _not_written(folder, reason_in_words(error)) from error
+        raise not_written(folder, reason_in_words(error)) from error
     finally:
         for one in made:
             with contextlib.suppress(OSError):  # it stays where it holds something
@@ -324,7 +325,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
         os.replace(temporary, folder)
     except OSError as error:
-        raise _not_written(folder, reason_in_words(error)) from error
+        raise not_written(folder, reason_in_words(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
