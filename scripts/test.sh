@@ -21,8 +21,8 @@ if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt
 fi
 
 export MPLBACKEND=agg
-# one worker a core, each with one thread
-export OMP_NUM_THREADS=1
+# one worker a core, each with one thread; where nnU-Net takes more, they do not spin while they wait
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 bash scripts/lint.sh
 run=("$python_of_venv" -m pytest -q -n "${TEST_WORKERS:-auto}" --dist loadfile)

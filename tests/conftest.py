@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,14 @@ def make_planned_workspace(
         *(f"{section}.num_val_iterations_per_epoch=1" for section in SECTIONS),
     )
     return workspace
+
+
+@pytest.fixture
+def fresh_processes() -> Iterator[None]:
+    """Processes that a test spawns are fresh interpreters, where processes themselves are the point."""
+    multiprocessing.spawn.set_executable(sys.executable)
+    yield
+    multiprocessing.spawn.set_executable(PYTHON)
 
 
 @pytest.fixture

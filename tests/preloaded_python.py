@@ -194,6 +194,7 @@ def run(name: str, arguments: list[str], executable: str) -> int:
     random.seed()
     sys.executable = executable
     multiprocessing.spawn.set_executable(executable)
+    os.cpu_count = lambda: 1  # as many threads as that nnU-Net takes on a CPU; each worker of pytest has a core
     code = 0
     try:
         execute(name, arguments)

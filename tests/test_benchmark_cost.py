@@ -178,7 +178,7 @@ def test_subsets_of_two_modalities_are_both_of_them(plans):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_peak_memory_is_what_the_step_keeps_and_little_more(plans):
+def test_peak_memory_is_what_the_step_keeps_and_little_more(plans, fresh_processes):  # how malloc works is set at start
     plans = plans.changed(patch_size=[32, 32, 32], batch_size=8)
     peak, _ = peak_memory(plans, Contender("modality_dropout", {"cpu_precision": "float32"}), "cpu")
     convolutions = prediction_networks(plans)["stock"].compute_conv_feature_map_size((32, 32, 32)) * 4 * 8

@@ -40,7 +40,7 @@ COUNTS = [0, pytest.param(1, marks=pytest.mark.integration), pytest.param(2, mar
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left_running():
+def _nothing_is_left_running(fresh_processes):
     before = set(multiprocessing.active_children())
     yield
     assert set(multiprocessing.active_children()) == before
