@@ -14,28 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nnunetv2_unimrseg.config_fields import option, value_problem
 from nnunetv2_unimrseg.errors import UserError, nearest
 
 PLANS_KEY = "unimrseg"
 
 OBSOLETE = (("stage3", "checkpoint_views"),)
 """Settings that plans of trained models may still hold and that have no effect: stage 3 always works that way."""
-
-
-def option(
-    default: object,
-    doc: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[object, ...] = (),
-) -> Any:
-    """Declare a field: its default, its meaning (unit, why this default) and the range of its value.
-
-    `choices` are values allowed besides the range, or the only ones where there is no range.
-    """
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -192,15 +177,9 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
 
 
 @dataclass(frozen=True)
-class Stage3Config(TrainingConfig, UnlabelledConfig):
-    """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
+class AdaptationConfig(TrainingConfig, UnlabelledConfig):
+    """How incomplete views learn to give what the complete view gives, by adapters and a decoder."""
 
-    num_epochs: int = option(
-        50,
-        "Epochs. A step takes 1 + subsets_per_step / pairs_every forward-backward passes, so this is a tenth of stock "
-        "nnU-Net's budget.",
-        low=1,
-    )
     initial_lr: float = option(
         1.25e-3, "Learning rate at epoch 0: an eighth of nnU-Net's default, which is where stage 2 ends.", low=0.0
     )
@@ -211,12 +190,6 @@ class Stage3Config(TrainingConfig, UnlabelledConfig):
         "budget then allows far fewer steps.",
         low=1,
         choices=("all",),
-    )
-    pairs_every: int = option(
-        1,
-        "Every so many steps, the complete view of each sample is compared with its incomplete ones; the other steps "
-        "see one view, as in stage 2.",
-        low=1,
     )
     feature_weight: float = option(
         1.0,
@@ -233,11 +206,6 @@ class Stage3Config(TrainingConfig, UnlabelledConfig):
         "Weight of nnU-Net's segmentation loss on the incomplete views. At 0 only the complete view learns from "
         "labels, as in the paper.",
         low=0.0,
-    )
-    adapters: bool = option(
-        True,
-        "Whether there are adapters. Without them only the decoder learns.",
-        choices=(False, True),
     )
     adapter_lr_factor: float = option(
         1.0,
@@ -270,10 +238,65 @@ class Stage3Config(TrainingConfig, UnlabelledConfig):
     adapter_window: int = option(
         0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0
     )
+    adapter_initial_scale: float = option(
+        0.0,
+        "Factor of what the adapters add, for each missing modality, before the first step. At 0 an untrained adapter "
+        "does nothing, and what is inside it has no gradient in the first step.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class Stage3Config(AdaptationConfig):
+    """Stage 3, incomplete modality adaptive fine-tuning (paper section 3.3)."""
+
+    num_epochs: int = option(
+        50,
+        "Epochs. A step takes 1 + subsets_per_step / pairs_every forward-backward passes, so this is a tenth of stock "
+        "nnU-Net's budget.",
+        low=1,
+    )
+    pairs_every: int = option(
+        1,
+        "Every so many steps, the complete view of each sample is compared with its incomplete ones; the other steps "
+        "see one view, as in stage 2.",
+        low=1,
+    )
+    adapters: bool = option(
+        True,
+        "Whether there are adapters. Without them only the decoder learns.",
+        choices=(False, True),
+    )
     start_from: str = option(
         "",
         "Checkpoint to start from instead of stage 2's; a stock nnU-Net's of the same plans will do. '{fold}' in the "
         "path stands for the fold. 'scratch' starts from random weights.",
+    )
+
+
+@dataclass(frozen=True)
+class RetrofitConfig(AdaptationConfig):
+    """What a trained nnU-Net needs for missing modalities, beside everything that complete cases pass through."""
+
+    num_epochs: int = option(
+        50,
+        "Epochs. A step takes 1/3 + subsets_per_step forward-backward passes, so this is less than a tenth of stock "
+        "nnU-Net's budget. As in stage 3; not tuned.",
+        low=1,
+    )
+    adapter_initial_scale: float = option(
+        0.1,
+        "Factor of what the adapters add, for each missing modality, before the first step. Features and what is added "
+        "are normalised alike, so at 0.1 the adapters start near the identity, and all that is inside them has a "
+        "gradient from the first step on. Not tuned.",
+        low=0.0,
+        high=1.0,
+    )
+    start_from: str = option(
+        "",
+        "Checkpoint of the trained nnU-Net, of the same plans; it must be set (`unimrseg train --from-checkpoint "
+        "--keep-complete` sets it). '{fold}' in the path stands for the fold.",
     )
 
 
@@ -294,6 +317,7 @@ class UniMRSegConfig:
     stage2: Stage2Config = dataclasses.field(default_factory=Stage2Config)
     stage3: Stage3Config = dataclasses.field(default_factory=Stage3Config)
     modality_dropout: ModalityDropoutConfig = dataclasses.field(default_factory=ModalityDropoutConfig)
+    retrofit: RetrofitConfig = dataclasses.field(default_factory=RetrofitConfig)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UniMRSegConfig:
@@ -361,32 +385,3 @@ def _read_section(name: str, section: type, entries: Mapping[str, Any]) -> tuple
         else:
             accepted[key] = float(value) if isinstance(fields[key].default, float) else value
     return section(**accepted), problems
-
-
-def value_problem(field: dataclasses.Field[Any], value: object) -> str | None:
-    """Return what is wrong with `value` for a field made by `option`, or None."""
-    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    if choices and any(type(value) is type(choice) and value == choice for choice in choices):
-        return None
-    if choices and low is None:
-        return f"must be one of {', '.join(map(repr, choices))}.{nearest(value, choices)}"
-    expected = type(field.default)
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    fits = is_integer or (expected is float and isinstance(value, float)) if expected in (int, float) else False
-    if not (fits or (expected is str and isinstance(value, str))):
-        kind = {int: "a whole number", float: "a number", str: "text"}[expected]
-        others = f" or one of {', '.join(map(repr, choices))}" if choices else ""
-        return f"must be {kind}{others}, found {type(value).__name__}"
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        return f"must be {allowed_range(field)}"
-    return None
-
-
-def allowed_range(field: dataclasses.Field[Any]) -> str:
-    """Return the allowed values of a field in words, as in "from 0.0 to 1.0"."""
-    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    words = []
-    if low is not None:
-        words.append(f"at least {low}" if high is None else f"from {low} to {high}")
-    words += [repr(choice) for choice in choices]
-    return " or ".join(words) or "any text"

@@ -5,11 +5,15 @@ TRAINER_OF_SECTION = {
     "stage2": "UniMRSegStage2Trainer",
     "stage3": "UniMRSegStage3Trainer",
     "modality_dropout": "UniMRSegModalityDropoutTrainer",
+    "retrofit": "UniMRSegRetrofitTrainer",
 }
 """Section of the configuration -> name of the trainer that reads it."""
 
 STAGES = ("stage1", "stage2", "stage3")
 """The three stages in the order in which they are trained."""
+
+RETROFIT = "retrofit"
+"""Section of the trainer that starts from a trained nnU-Net and keeps it for complete cases."""
 
 PREVIOUS_STAGE = {"stage2": "stage1", "stage3": "stage2"}
 

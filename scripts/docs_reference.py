@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nnunetv2_unimrseg.cli.main import COMMANDS, build_parser
-from nnunetv2_unimrseg.config import UniMRSegConfig, allowed_range
+from nnunetv2_unimrseg.config import UniMRSegConfig
+from nnunetv2_unimrseg.config_fields import allowed_range
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing.spawn
 import os
 import shutil
@@ -23,7 +24,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetUniMRSegPlans"
-SECTIONS = ("stage1", "stage2", "stage3", "modality_dropout")
+PLANNED_DATASET = "Dataset007_Tiny"
+SECTIONS = ("stage1", "stage2", "stage3", "modality_dropout", "retrofit")
 TRAINERS = ("UniMRSegStage1Trainer", "UniMRSegStage2Trainer", "UniMRSegStage3Trainer", "UniMRSegModalityDropoutTrainer")
 
 
@@ -137,6 +139,43 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     return tmp_path / "results"
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch) -> Path:
+    """nnU-Net's folders with the plans of one dataset."""
+    import tiny
+
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    folder = tmp_path / "nnUNet_preprocessed" / PLANNED_DATASET
+    folder.mkdir()
+    (folder / "nnUNetPlans.json").write_text(json.dumps({**tiny.plans(), "plans_name": "nnUNetPlans"}, indent=4))
+    (folder / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
+    return folder / "nnUNetPlans.json"
+
+
+@pytest.fixture
+def preprocessed(planned) -> Path:
+    """As `planned`, with the folder of a preprocessed case."""
+    data = planned.parent / "nnUNetPlans_3d_fullres"
+    data.mkdir()
+    (data / "case.pkl").touch()
+    return planned
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list[tuple[list[str], dict]]:
+    """The training commands of a run, with their environment; they are recorded instead of run."""
+    recorded = []
+
+    def record(words: list[str], environment: dict[str, str]) -> int:
+        recorded.append((words, environment))
+        return 0
+
+    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.run_child", record)
+    return recorded
 
 
 @pytest.fixture(scope="session")

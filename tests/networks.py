@@ -6,6 +6,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
+from nnunetv2_unimrseg.method.networks.retrofit import RetrofitUNet
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 
 KINDS = {"plain": PlainConvUNet, "residual": ResidualEncoderUNet}
@@ -47,6 +48,11 @@ def unet(kind: str = "plain", dims: int = 3, *, adapters: bool = True, **options
     modalities = options.pop("modalities", 4)
     torch.manual_seed(0)
     return MissingModalityUNet(stock_unet(kind, dims, **options), modalities, adapters=adapters)
+
+
+def retrofit_unet(kind: str = "plain", dims: int = 3, **options: object) -> RetrofitUNet:
+    torch.manual_seed(0)
+    return RetrofitUNet(stock_unet(kind, dims, **options), 4)
 
 
 def train_adapters(network: MissingModalityUNet) -> None:

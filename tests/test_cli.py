@@ -7,11 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from conftest import PLANNED_DATASET
 
 from nnunetv2_unimrseg.cli.configure import changed
 from nnunetv2_unimrseg.cli.main import COMMANDS, main
@@ -21,21 +20,6 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.discovery import extension_folder
 from nnunetv2_unimrseg.nnunet.training_process import CODE
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
-
-DATASET = "Dataset007_Tiny"
-
-
-@pytest.fixture
-def planned(tmp_path, monkeypatch) -> Path:
-    """nnU-Net's folders with the plans of one dataset."""
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / variable).mkdir()
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    folder = tmp_path / "nnUNet_preprocessed" / DATASET
-    folder.mkdir()
-    (folder / "nnUNetPlans.json").write_text(json.dumps({**tiny.plans(), "plans_name": "nnUNetPlans"}, indent=4))
-    (folder / "dataset.json").write_text(json.dumps(tiny.dataset_json()))
-    return folder / "nnUNetPlans.json"
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -136,7 +120,7 @@ def test_changed_leaves_its_input_alone():
 
 def test_info_creates_nothing_and_tells_what_is_trained(planned, capsys):
     results = planned.parents[2] / "nnUNet_results"
-    fold = results / DATASET / f"{TRAINER_OF_SECTION['stage1']}__nnUNetPlans__3d_fullres" / "fold_0"
+    fold = results / PLANNED_DATASET / f"{TRAINER_OF_SECTION['stage1']}__nnUNetPlans__3d_fullres" / "fold_0"
     fold.mkdir(parents=True)
     (fold / "checkpoint_best.pth").touch()
     before = sorted(results.rglob("*"))
@@ -303,7 +287,7 @@ def test_settings_that_are_no_objects_are_an_error(settings):
 
 
 def test_configure_says_that_trained_models_keep_their_values(planned, capsys):
-    folder = planned.parents[2] / "nnUNet_results" / DATASET
+    folder = planned.parents[2] / "nnUNet_results" / PLANNED_DATASET
     model = folder / f"{TRAINER_OF_SECTION['stage2']}__nnUNetPlans__3d_fullres"
     model.mkdir(parents=True)
     (model / "plans.json").write_text("{}")
@@ -325,31 +309,9 @@ def test_plans_that_cannot_be_written_are_one_error(planned, capsys, monkeypatch
     assert not list(planned.parent.glob(".*"))
 
 
-@pytest.fixture
-def preprocessed(planned) -> Path:
-    """As `planned`, with the folder of a preprocessed case."""
-    data = planned.parent / "nnUNetPlans_3d_fullres"
-    data.mkdir()
-    (data / "case.pkl").touch()
-    return planned
-
-
-@pytest.fixture
-def commands(monkeypatch) -> list[tuple[list[str], dict]]:
-    """The training commands of a run, with their environment; they are recorded instead of run."""
-    recorded = []
-
-    def record(words: list[str], environment: dict[str, str]) -> int:
-        recorded.append((words, environment))
-        return 0
-
-    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.run_child", record)
-    return recorded
-
-
 def test_train_tells_nnunet_what_each_stage_lacks(preprocessed, commands, capsys, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", "/another/folder")
-    results = preprocessed.parents[2] / "nnUNet_results" / DATASET
+    results = preprocessed.parents[2] / "nnUNet_results" / PLANNED_DATASET
     folds = [
         results / f"{TRAINER_OF_SECTION[stage]}__nnUNetPlans__3d_fullres" / "fold_all" for stage in ("stage1", "stage2")
     ]

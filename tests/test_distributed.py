@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from networks import images, train_adapters, unet
+from networks import images, retrofit_unet, train_adapters, unet
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from training_steps import labels, segmentation_loss, stub
 
-from nnunetv2_unimrseg.config import Stage2Config, Stage3Config
+from nnunetv2_unimrseg.config import RetrofitConfig, Stage2Config, Stage3Config
 from nnunetv2_unimrseg.data.case_table import TrainingCase
 from nnunetv2_unimrseg.method.losses import nt_xent
+from nnunetv2_unimrseg.trainers.retrofit import UniMRSegRetrofitTrainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
@@ -111,6 +112,7 @@ SETTINGS = {
     "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2)),
     "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config()),
     "stage 3, pair, labels of the complete view": (UniMRSegStage3Trainer, Stage3Config(incomplete_label_weight=0.0)),
+    "retrofit": (UniMRSegRetrofitTrainer, RetrofitConfig()),
 }
 MIXED_CASES = list(itertools.product(SETTINGS, (False, True)))
 """The step, and whether Dice is that of the whole batch."""
@@ -119,8 +121,12 @@ MIXED_CASES = list(itertools.product(SETTINGS, (False, True)))
 def mixed_gradients(step: str, batch_dice: bool, samples: slice, *, distributed: bool) -> dict[str, torch.Tensor]:
     """Gradients of a step on some samples of a batch whose cases lack labels and modalities."""
     trainer, settings = SETTINGS[step]
-    network = unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
-    if trainer is UniMRSegStage3Trainer:
+    network = (
+        retrofit_unet(deep_supervision=True)
+        if trainer is UniMRSegRetrofitTrainer
+        else unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
+    )
+    if network.adapters is not None:
         train_adapters(network)
         network.freeze_encoder()
     made = stub(trainer, network, "classes", settings, TABLE)

@@ -57,11 +57,14 @@ def test_every_command_of_the_readme_runs(tmp_path):
     assert len(first) == 2 and len(then) >= 10
     script = f"set -euo pipefail\ncd {tmp_path}\n"
     made.run("bash", "-c", script + "\n".join(map(smaller, first)), nnUNet_n_proc_DA="1")
+    retrofit = next(number for number, command in enumerate(then) if "--from-checkpoint" in command)
+    trained = made.model_folder("UniMRSegModalityDropoutTrainer") / "fold_0" / "checkpoint_final.pth"
+    then.insert(retrofit, f"cp {trained} CHECKPOINT")  # with the keys of a stock nnU-Net's
     patients = tmp_path / "PATIENTS"
     shutil.copytree(made.raw / made.dataset_name / "imagesTs", patients)
     min(patients.glob("*_0001.nii.gz")).unlink()
     made.run("bash", "-c", script + "\n".join(map(smaller, then)), nnUNet_n_proc_DA="0", nnUNet_extTrainer="")
-    for folder in ("SEGMENTATIONS", "SEGMENTATIONS_STOCK"):
+    for folder in ("SEGMENTATIONS", "SEGMENTATIONS_STOCK", "SEGMENTATIONS_RETROFIT"):
         assert len(list((tmp_path / folder).glob("*.nii.gz"))) == 2, folder
     assert len(list((tmp_path / "SCANS").glob("*_0001.nii.gz"))) == 1
     files = {name: sorted(patients.glob(f"*_{number:04d}.nii.gz"))[-1] for name, number in (("FLAIR", 0), ("T1", 1))}

@@ -7,7 +7,7 @@ import tiny
 import torch
 from networks import images, unet
 
-from nnunetv2_unimrseg.config import ModalityDropoutConfig, Stage1Config, Stage2Config, Stage3Config
+from nnunetv2_unimrseg.config import ModalityDropoutConfig, RetrofitConfig, Stage1Config, Stage2Config, Stage3Config
 from nnunetv2_unimrseg.method.step_cost import incomplete_views, passes_per_sample
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
@@ -47,6 +47,7 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
         (Stage2Config(pairs_every=10), 1.1),
         (Stage3Config(pairs_every=1, subsets_per_step=2), 3),
         (Stage3Config(pairs_every=5, subsets_per_step=2), 1.4),
+        (RetrofitConfig(subsets_per_step=2), 7 / 3),
     ],
 )
 @pytest.mark.parametrize("num_modalities", [2, 4, 7])

@@ -27,12 +27,14 @@ from nnunetv2_unimrseg.config import Stage2Config, Stage3Config  # noqa: E402
 from nnunetv2_unimrseg.errors import UserError  # noqa: E402
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION  # noqa: E402
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer  # noqa: E402
+from nnunetv2_unimrseg.trainers.retrofit import UniMRSegRetrofitTrainer  # noqa: E402
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing  # noqa: E402
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer  # noqa: E402
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer  # noqa: E402
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer  # noqa: E402
 
-TRAINERS = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
+STAGES = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer)
+TRAINERS = (*STAGES, UniMRSegModalityDropoutTrainer, UniMRSegRetrofitTrainer)
 
 
 def parameters(function: object) -> list[tuple[str, object]]:
@@ -295,14 +297,14 @@ def test_stage_3_optimises_what_learns_only(folders):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_only_stage_3_has_adapters_and_a_frozen_encoder(trainer):
+def test_only_stage_3_and_the_retrofit_have_adapters_and_a_frozen_encoder(trainer):
     plans = PlansManager(tiny.plans())
     network = trainer.build_network_architecture(plans, plans.get_configuration("3d_fullres"), 4, 3, True)
     frozen = [not parameter.requires_grad for parameter in network.encoder.parameters()]
-    is_stage_3 = trainer is UniMRSegStage3Trainer
-    assert (network.adapters is not None) is is_stage_3
-    assert all(frozen) if is_stage_3 else not any(frozen)
-    assert network.train().encoder.training is not is_stage_3
+    adapts = issubclass(trainer, UniMRSegStage3Trainer)
+    assert (network.adapters is not None) is adapts
+    assert all(frozen) if adapts else not any(frozen)
+    assert network.train().encoder.training is not adapts
 
 
 def cascaded(trainer: type) -> nnUNetTrainer:
@@ -317,7 +319,7 @@ def cascaded(trainer: type) -> nnUNetTrainer:
 def test_a_cascade_gets_the_segmentations_of_stage_3(trainer, folders):
     made = cascaded(trainer)
     found = Path(made.folder_with_segs_from_previous_stage)
-    of = trainer if trainer is UniMRSegModalityDropoutTrainer else UniMRSegStage3Trainer
+    of = UniMRSegStage3Trainer if trainer in STAGES else trainer
     assert found.parts[-3:] == (f"{of.__name__}__nnUNetPlans__3d_lowres", "predicted_next_stage", "3d_cascade_fullres")
 
 

@@ -15,13 +15,14 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.augmentation import draw_corruption
 from nnunetv2_unimrseg.method.losses import feature_consistency, nt_xent, prediction_consistency, reconstruction_loss
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
+from nnunetv2_unimrseg.trainers.retrofit import UniMRSegRetrofitTrainer
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 
 CONFIGURATION = "3d_fullres"
-SEGMENTING = (UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
+SEGMENTING = (UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegRetrofitTrainer, UniMRSegModalityDropoutTrainer)
 TRAINERS = (UniMRSegStage1Trainer, *SEGMENTING)
 CLASSES = {"background": 0, "whole": 1, "core": 2}
 LABELS = {
@@ -114,8 +115,11 @@ def test_steps_learn(trainer, precision):
         assert np.isfinite(loss)
     after = weights(made.network)
     assert all(torch.isfinite(value).all() for value in after.values())
-    expected = {"adapters", "decoder"} if trainer is UniMRSegStage3Trainer else {"encoder", "decoder"}
-    assert parts(changed(before, after)) == expected
+    expected = {
+        UniMRSegStage3Trainer: {"adapters", "decoder"},
+        UniMRSegRetrofitTrainer: {"adapters", "incomplete_decoder"},
+    }
+    assert parts(changed(before, after)) == expected.get(trainer, {"encoder", "decoder"})
 
 
 SUBSETS = [
@@ -284,6 +288,7 @@ def test_ignored_voxels_are_not_supervised(trainer, labels):
     without = {
         UniMRSegStage2Trainer: {"contrastive_weight": 0.0},
         UniMRSegStage3Trainer: {"feature_weight": 0.0, "prediction_weight": 0.0},
+        UniMRSegRetrofitTrainer: {"feature_weight": 0.0, "prediction_weight": 0.0},
         UniMRSegModalityDropoutTrainer: {},
     }
     made = make(trainer, labels, **without[trainer])

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import images, train_adapters, unet
+from networks import images, retrofit_unet, train_adapters, unet
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from training_steps import labels, segmentation_loss, stub
 
-from nnunetv2_unimrseg.config import Stage2Config, Stage3Config
+from nnunetv2_unimrseg.config import RetrofitConfig, Stage2Config, Stage3Config
 from nnunetv2_unimrseg.data.case_table import TrainingCase
 from nnunetv2_unimrseg.method.losses import feature_consistency, loss_of_labelled, prediction_consistency
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.trainers.retrofit import UniMRSegRetrofitTrainer
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
@@ -39,6 +40,7 @@ STEPS = {
     ),
     "stage 3, one view": (UniMRSegStage3Trainer, Stage3Config(pairs_every=2)),
     "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config(feature_weight=0.0, prediction_weight=0.0)),
+    "retrofit": (UniMRSegRetrofitTrainer, RetrofitConfig(feature_weight=0.0, prediction_weight=0.0)),
 }
 
 
@@ -78,8 +80,12 @@ def make(
     step: str, kind: str = "classes", *, batch_dice: bool = False, **settings: object
 ) -> tuple[SimpleNamespace, MissingModalityUNet]:
     trainer, config = STEPS[step]
-    network = unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
-    if trainer is UniMRSegStage3Trainer:
+    network = (
+        retrofit_unet(deep_supervision=True)
+        if trainer is UniMRSegRetrofitTrainer
+        else unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
+    )
+    if network.adapters is not None:
         train_adapters(network)
         network.freeze_encoder()
     made = stub(trainer, network, kind, type(config)(**{**vars(config), **settings}), TABLE)
@@ -123,6 +129,7 @@ def test_a_batch_without_labels_gives_a_gradient_of_zero_to_all_that_learns(step
 WITHOUT_LABELS = {
     "stage 2, pair": {"contrastive_weight": 1.0},
     "stage 3, pair": {"feature_weight": 1.0, "prediction_weight": 1.0},
+    "retrofit": {"feature_weight": 1.0, "prediction_weight": 1.0},
 }
 
 

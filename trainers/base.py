@@ -207,14 +207,18 @@ class UniMRSegTrainer(TrainingCasesTrainer):
             if initial is not None:
                 if not self.was_initialized:
                     self.initialize()
-                transfer_weights(
-                    self.unwrapped_network,
-                    initial,
-                    self.configuration_manager.configuration,
-                    self.print_to_log_file,
-                    getattr(self.settings, "stage1_decoder", True),
-                )
+                self.take_initial_weights(initial)
         super().on_train_start()
+
+    def take_initial_weights(self, path: Path) -> dict[str, Any]:
+        """Copy the weights of the checkpoint `path` into the network; return what the checkpoint holds."""
+        return transfer_weights(
+            self.unwrapped_network,
+            path,
+            self.configuration_manager.configuration,
+            self.print_to_log_file,
+            getattr(self.settings, "stage1_decoder", True),
+        )
 
     def _cascade(self) -> tuple[str, str, str, str]:
         """Return the names of dataset and plans, and of the first and the second configuration."""
@@ -233,9 +237,10 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         if start_from:
             path = Path(start_from.replace("{fold}", str(self.fold)))
             if not path.is_file():
+                otherwise = ", or unset it to start from the stage before" if self.section in PREVIOUS_STAGE else ""
                 raise UserError(
                     f"{self.section}.start_from names {path}, which does not exist. Correct it with "
-                    f"`unimrseg configure`, or unset it to start from the stage before."
+                    f"`unimrseg configure`{otherwise}."
                 )
             return path
         if self.section not in PREVIOUS_STAGE:

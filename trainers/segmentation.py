@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,13 @@ def mark_missing(data: Tensor, available: Tensor) -> Tensor:
 class SegmentationTrainer(UniMRSegTrainer):
     """Validates every batch twice, complete and with random incomplete subsets; `checkpoint_best` follows the mean."""
 
+    curves: ClassVar[dict[str, str]] = {
+        "dice_complete": "pseudo Dice, complete input",
+        "dice_incomplete": "pseudo Dice, random incomplete subsets",
+        "ema_fg_dice": "mean of both (moving average)",
+    }
+    """Key in the log -> what progress.png calls it."""
+
     def __init__(
         self,
         plans: dict[str, Any],
@@ -44,14 +51,7 @@ class SegmentationTrainer(UniMRSegTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.logger.local_logger = ProgressLogger(
-            {
-                "dice_complete": "pseudo Dice, complete input",
-                "dice_incomplete": "pseudo Dice, random incomplete subsets",
-                "ema_fg_dice": "mean of both (moving average)",
-            },
-            "pseudo Dice, mean over classes (0 to 1)",
-        )
+        self.logger.local_logger = ProgressLogger(self.curves, "pseudo Dice, mean over classes (0 to 1)")
         self.validation_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED)
 
     def _build_loss(self) -> torch.nn.Module:

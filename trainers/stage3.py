@@ -118,7 +118,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         available: Tensor,
         *teacher: Tensor,
     ) -> Tensor:
-        logits, features = self.network(data, available.to(self.device, non_blocking=True), return_features=True)
+        logits, features = self.see_incomplete(data, available.to(self.device, non_blocking=True))
         taught = self._taught_samples(available, own)
         if taught is None:
             loss = self._consistency(logits, features, *teacher)
@@ -133,6 +133,10 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         if weight > 0 or self.is_ddp:  # which waits for gradients of all heads
             loss = loss + weight * self.supervised_loss(logits, target, labelled)
         return loss
+
+    def see_incomplete(self, data: Tensor, available: Tensor) -> tuple[Tensor | list[Tensor], list[Tensor]]:
+        """Return logits and features of views that all lack a modality."""
+        return cast(tuple[Any, Any], self.network(data, available, return_features=True))
 
     def _taught_samples(self, available: Tensor, own: Tensor | None) -> Tensor | None:
         """Return the indices, on the device, of the samples whose teacher sees more than the student; None for all.

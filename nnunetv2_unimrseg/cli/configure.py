@@ -16,7 +16,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig, allowed_range
+from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
+from nnunetv2_unimrseg.config_fields import allowed_range
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.paths import (
     find_dataset,
@@ -60,20 +61,35 @@ def run(args: argparse.Namespace) -> None:
     """Show or change the configuration of `args.c`."""
     require_folders("nnUNet_preprocessed")
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
-    plans = _read_plans(dataset, args)
-    current = inherited_value(plans, args.c, PLANS_KEY) or {}
     if args.set or args.unset:
-        current = changed(current, args.set, args.unset)
-        _store_settings(plans["configurations"][args.c], current)
-        path = plans_path(dataset, args.p)
-        write_json(path, plans)
-        messages = [f"Wrote {path}", *_hints_of_results(dataset, args)]
+        current = write_settings(dataset, args.p, args.c, args.set, args.unset)
+        messages = [f"Wrote {plans_path(dataset, args.p)}", *_hints_of_results(dataset, args)]
         print("\n".join(messages), file=sys.stderr if args.json else sys.stdout)
+    else:
+        plans = read_plans(dataset, args.p)
+        UniMRSegConfig.from_plans(plans, args.c)
+        current = inherited_value(plans, args.c, PLANS_KEY) or {}
     config = UniMRSegConfig.from_dict(current)
     if args.json:
         print(json.dumps(config.to_dict(), indent=4))
     elif not (args.set or args.unset):
         print(table(config, current))
+
+
+def write_settings(
+    dataset: str, plans_identifier: str, configuration: str, assignments: Sequence[str], removals: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Change the settings of a configuration in a plans file, as `changed` does; return what it then sets.
+
+    Raises:
+        UserError: before anything is written, see `changed`; also when the plans have no such configuration.
+    """
+    plans = read_plans(dataset, plans_identifier)
+    UniMRSegConfig.from_plans(_without_settings(plans), configuration)  # the changes may correct wrong values
+    settings = changed(inherited_value(plans, configuration, PLANS_KEY) or {}, assignments, removals)
+    _store_settings(plans["configurations"][configuration], settings)
+    write_json(plans_path(dataset, plans_identifier), plans)
+    return settings
 
 
 def _store_settings(configuration: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -82,13 +98,6 @@ def _store_settings(configuration: dict[str, Any], settings: dict[str, Any]) -> 
         configuration[PLANS_KEY] = settings
     else:
         configuration.pop(PLANS_KEY, None)
-
-
-def _read_plans(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
-    plans = read_plans(dataset, args.p)
-    changes = args.set or args.unset  # which may correct wrong values that are in the plans
-    UniMRSegConfig.from_plans(_without_settings(plans) if changes else plans, args.c)
-    return plans
 
 
 def _without_settings(plans: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 Finished stages are skipped, an unfinished stage is resumed, and a stage that lacks only its end validation is
 validated. Where start_from of a stage names a checkpoint, the stages before it are left out.
+
+With --from-checkpoint, a trained nnU-Net of the same plans takes the place of stage 1, and stages 2 and 3 are trained.
+With --keep-complete as well, it is kept as it is for complete cases, and only what incomplete ones need is trained
+beside it (UniMRSegRetrofitTrainer), in less than a tenth of the time.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from nnunetv2_unimrseg.cli.configure import write_settings
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.data.case_table import read_case_table
 from nnunetv2_unimrseg.data.splits import FOLDS
@@ -24,6 +30,7 @@ from nnunetv2_unimrseg.nnunet.paths import (
     fold_name,
     inherited_value,
     nnunet_folder,
+    plans_path,
     preprocessing_command,
     read_configuration,
     require_folders,
@@ -31,7 +38,8 @@ from nnunetv2_unimrseg.nnunet.paths import (
 )
 from nnunetv2_unimrseg.nnunet.training_process import CODE, USER_ERROR_EXIT_CODE
 from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
-from nnunetv2_unimrseg.stages import SCRATCH, STAGES, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.stages import RETROFIT, SCRATCH, STAGES, TRAINER_OF_SECTION
+from nnunetv2_unimrseg.utils.files import read_json
 from nnunetv2_unimrseg.utils.processes import run_child
 
 SIGNAL_EXIT_CODE = 128
@@ -54,6 +62,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="default: 1")
     parser.add_argument("--npz", action="store_true", help="keep the probabilities of the end validation")
+    parser.add_argument(
+        "--from-checkpoint",
+        metavar="PATH",
+        help="start from this checkpoint of a trained nnU-Net, of the same plans; {fold} in the path stands for the "
+        "fold; sets stage2.start_from in the plans, or with --keep-complete retrofit.start_from",
+    )
+    parser.add_argument(
+        "--keep-complete",
+        action="store_true",
+        help="complete cases are segmented as by the trained nnU-Net, bit for bit (trains UniMRSegRetrofitTrainer)",
+    )
     parser.add_argument("--c", action="store_true", help="no effect: unfinished training is always continued")
 
 
@@ -72,18 +91,20 @@ def run(args: argparse.Namespace) -> None:
     plans, config = read_configuration(dataset, args.p, args.configuration)
     data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
     check_preprocessed(dataset, data_identifier, args.configuration, args.p)
-    needed = needed_stages(config)
+    if args.from_checkpoint:
+        _check_trainable(dataset, data_identifier, args)
+        config = set_start(dataset, plans, args)
+    needed = (RETROFIT,) if args.keep_complete else needed_stages(config)
     folders = {
         stage: result_folder(dataset, TRAINER_OF_SECTION[stage], args.p, args.configuration) / f"fold_{args.fold}"
         for stage in needed
     }
     states = {stage: training_state(folder) for stage, folder in folders.items()}
     if states[needed[0]] is TrainingState.NONE:
-        _check_start(config, needed[0], args.fold)
+        _check_start(config, needed[0], args)
     if any(state is not TrainingState.FINISHED for state in states.values()):
-        _check_device(args)
-        check_folds(nnunet_folder("nnUNet_preprocessed") / dataset, data_identifier, args.fold)
-    for stage in STAGES[: STAGES.index(needed[0])]:
+        _check_trainable(dataset, data_identifier, args)
+    for stage in () if args.keep_complete else STAGES[: STAGES.index(needed[0])]:
         print(f"{stage} is not needed: {needed[0]}.start_from is set", flush=True)
     for stage, state in states.items():
         if state is TrainingState.FINISHED:
@@ -96,13 +117,17 @@ def run(args: argparse.Namespace) -> None:
 def _next_commands(dataset: str, args: argparse.Namespace, *, cascaded: bool) -> str:
     model = f"-d {dataset_id(dataset)} -c {args.configuration} -p {args.p} -f {args.fold}"
     model += "" if args.device == "cuda" else f" -device {args.device}"
+    done = "The three stages are trained."
+    if args.keep_complete:
+        model += f" -tr {TRAINER_OF_SECTION[RETROFIT]}"
+        done = "What incomplete cases need is trained; complete ones are segmented as before."
     if cascaded:
         return (
-            "The three stages are trained. To predict, with the segmentations of the first configuration:\n"
+            f"{done} To predict, with the segmentations of the first configuration:\n"
             f"  unimrseg predict {model} -i PATIENTS -o SEGMENTATIONS -prev_stage_predictions FIRST_SEGMENTATIONS"
         )
     return (
-        "The three stages are trained. What each missing modality costs, and predicting:\n"
+        f"{done} What each missing modality costs, and predicting:\n"
         f"  unimrseg evaluate {model}\n  unimrseg predict {model} -i PATIENTS -o SEGMENTATIONS"
     )
 
@@ -144,14 +169,77 @@ def check_folds(dataset_folder: Path, data_identifier: str, fold: str) -> None:
         )
 
 
-def _check_start(config: UniMRSegConfig, stage: str, fold: str) -> None:
-    start_from = getattr(getattr(config, stage), "start_from", "")
-    path = Path(start_from.replace("{fold}", fold))
-    if start_from not in ("", SCRATCH) and not path.is_file():
-        raise UserError(
-            f"{stage}.start_from names {path}, which does not exist. Correct it with `unimrseg configure`, or unset "
-            "it to start from the stage before."
+def set_start(dataset: str, plans: dict[str, Any], args: argparse.Namespace) -> UniMRSegConfig:
+    """Write the checkpoint that `args` name into the plans, once it is known to fit; return the configuration.
+
+    A path in a folder `fold_X`, X being the fold to train, is stored for every fold: another fold must not start from
+    a model that was trained with its validation cases.
+
+    Raises:
+        UserError: before anything is written, when the checkpoint is absent, damaged, of other plans or of stage 1, and
+            when the training that it is for has begun with another one.
+    """
+    section = RETROFIT if args.keep_complete else "stage2"
+    given = Path(args.from_checkpoint).expanduser().absolute()
+    if given.parent.name == f"fold_{args.fold}":
+        given = given.parent.with_name("fold_{fold}") / given.name
+    path = Path(str(given).replace("{fold}", args.fold))
+    _check_checkpoint(dataset, plans, path, args)
+    folder = result_folder(dataset, TRAINER_OF_SECTION[section], args.p, args.configuration)
+    if training_state(folder / f"fold_{args.fold}") is not TrainingState.NONE:
+        recorded = UniMRSegConfig.from_plans(read_json(folder / "plans.json"), args.configuration)
+        began = getattr(recorded, section).start_from.replace("{fold}", args.fold)
+        if began != str(path):
+            raise UserError(
+                f"{folder / f'fold_{args.fold}'} has been trained already, from {began or 'stage 1'}. To train it from "
+                f"{path}, move that folder away."
+            )
+    others = [] if args.keep_complete else ["stage3.start_from"]
+    settings = write_settings(dataset, args.p, args.configuration, [f"{section}.start_from={given}"], others)
+    print(f"Wrote {section}.start_from = {given} to {plans_path(dataset, args.p)}", flush=True)
+    return UniMRSegConfig.from_dict(settings)
+
+
+def _check_checkpoint(dataset: str, plans: dict[str, Any], path: Path, args: argparse.Namespace) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_unimrseg.nnunet import checkpoints
+
+    checkpoint = checkpoints.read_checkpoint(path)
+    checkpoints.check_segments(checkpoint, path)
+    configuration = PlansManager(plans).get_configuration(args.configuration).configuration
+    differences = checkpoints.plans_differences(checkpoint, configuration)
+    if args.keep_complete:
+        dataset_json = read_dataset_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
+        differences += checkpoints.input_differences(checkpoint, plans, configuration, dataset_json)
+    checkpoints.check_no_differences(path, differences)
+    trained_fold = checkpoint.get("init_args", {}).get("fold", args.fold)
+    if args.fold not in (str(trained_fold), "all"):
+        print(
+            f"{path} was trained in fold {trained_fold}, so it may have been trained with the cases that fold "
+            f"{args.fold} is validated with. Their scores will then be too good.",
+            flush=True,
         )
+
+
+def _check_start(config: UniMRSegConfig, stage: str, args: argparse.Namespace) -> None:
+    start_from = getattr(getattr(config, stage), "start_from", "")
+    if stage == RETROFIT and start_from in ("", SCRATCH):
+        raise UserError(
+            "--keep-complete needs the checkpoint of a trained nnU-Net of the same plans, and retrofit.start_from does "
+            "not name one. Add --from-checkpoint PATH."
+        )
+    path = Path(start_from.replace("{fold}", args.fold))
+    if start_from not in ("", SCRATCH) and not path.is_file():
+        otherwise = "" if stage == RETROFIT else ", or unset it to start from the stage before"
+        raise UserError(
+            f"{stage}.start_from names {path}, which does not exist. Correct it with `unimrseg configure`{otherwise}."
+        )
+
+
+def _check_trainable(dataset: str, data_identifier: str, args: argparse.Namespace) -> None:
+    _check_device(args)
+    check_folds(nnunet_folder("nnUNet_preprocessed") / dataset, data_identifier, args.fold)
 
 
 def _check_device(args: argparse.Namespace) -> None:

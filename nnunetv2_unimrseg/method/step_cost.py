@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
+from nnunetv2_unimrseg.config import AdaptationConfig, RetrofitConfig, Stage2Config, Stage3Config, TrainingConfig
 
 
-def incomplete_views(stage3: Stage3Config, num_modalities: int) -> int:
-    """Return how many incomplete views stage 3 sees of each patch in a step."""
+def incomplete_views(settings: AdaptationConfig, num_modalities: int) -> int:
+    """Return how many incomplete views stage 3, or a retrofit, sees of each patch in a step."""
     every: int = 2**num_modalities - 2
-    return every if stage3.subsets_per_step == "all" else min(int(stage3.subsets_per_step), every)
+    return every if settings.subsets_per_step == "all" else min(int(settings.subsets_per_step), every)
 
 
 def passes_per_sample(settings: TrainingConfig, num_modalities: int) -> float:
     """Return the forward-backward passes over a patch that a step costs per sample, on average; stock's costs one."""
+    if isinstance(settings, RetrofitConfig):  # whose teacher has no backward pass, which is two thirds of the work
+        return 1 / 3 + incomplete_views(settings, num_modalities)
     if isinstance(settings, Stage3Config):
         return 1 + incomplete_views(settings, num_modalities) / settings.pairs_every
     if isinstance(settings, Stage2Config):

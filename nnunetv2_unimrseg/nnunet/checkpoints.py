@@ -19,9 +19,17 @@ HEADS = "decoder.seg_layers."
 DECODER = "decoder."
 SHARED_ENCODER = "decoder.encoder."
 ADAPTERS = "adapters."
+INCOMPLETE_DECODER = "incomplete_decoder."
 
 _ADAPTER_FIELDS = ("adapters", "adapter_first_stage", "adapter_window", "adapters_know_modalities", "reverse_attention")
-"""Fields of `Stage3Config` that shape its network."""
+"""Fields of `Stage3Config` and `RetrofitConfig` that shape their networks."""
+_RESAMPLING = (
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_probabilities",
+    "resampling_fn_probabilities_kwargs",
+)
 _COMPARED = ("patch_size", "spacing", "normalization_schemes", "architecture")
 
 
@@ -75,17 +83,52 @@ def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str,
     return [line for key in _COMPARED for line in _differences(key, theirs.get(key), configuration.get(key))]
 
 
-def adapter_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
-    """Say in words where the adapters of a stage-3 checkpoint differ from those that `configuration` describes."""
+def input_differences(
+    checkpoint: Mapping[str, Any],
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+) -> list[str]:
+    """Say in words what else than `plans_differences` would make a checkpoint's predictions differ here.
+
+    Args:
+        checkpoint: what `read_checkpoint` returns; one that does not record its plans and dataset is not compared.
+        plans, configuration: the plans here, and the configuration in them that is trained.
+        dataset_json: the dataset's description here.
+    """
+    init_args = checkpoint.get("init_args", {})
+    if not {"plans", "dataset_json"} <= init_args.keys():
+        return []
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    their_plans = init_args["plans"]
+    theirs = PlansManager(their_plans).get_configuration(init_args["configuration"]).configuration
+    differences = [line for key in _RESAMPLING for line in _differences(key, theirs.get(key), configuration.get(key))]
+    for key in ("transpose_forward", "transpose_backward"):
+        differences += _differences(key, their_plans.get(key), plans.get(key))
+    for number, scheme in enumerate(configuration["normalization_schemes"]):
+        if scheme == "CTNormalization":
+            both = (entry["foreground_intensity_properties_per_channel"][str(number)] for entry in (their_plans, plans))
+            differences += _differences(f"intensities of channel {number}", *both)
+    for key in ("channel_names", "labels", "regions_class_order"):
+        their_entry, our_entry = (entry.get(key) for entry in (init_args["dataset_json"], dataset_json))
+        if their_entry != our_entry:
+            differences.append(f"{key}: {their_entry} in the checkpoint, {our_entry} in dataset.json")
+    return differences
+
+
+def adapter_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str, Any], section: str) -> list[str]:
+    """Say in words where a checkpoint's adapters differ from those that `section` of `configuration` describes."""
     init_args = checkpoint.get("init_args", {})
     if "plans" not in init_args:
         return []
-    theirs = UniMRSegConfig.from_plans(init_args["plans"], init_args["configuration"]).stage3
-    ours = UniMRSegConfig.from_dict(configuration.get(PLANS_KEY, {})).stage3
+    theirs = getattr(UniMRSegConfig.from_plans(init_args["plans"], init_args["configuration"]), section)
+    ours = getattr(UniMRSegConfig.from_dict(configuration.get(PLANS_KEY, {})), section)
     return [
         line
         for name in _ADAPTER_FIELDS
-        for line in _differences(f"stage3.{name}", getattr(theirs, name), getattr(ours, name))
+        if hasattr(ours, name)
+        for line in _differences(f"{section}.{name}", getattr(theirs, name), getattr(ours, name))
     ]
 
 
@@ -109,11 +152,12 @@ def transfer_weights(
     configuration: Mapping[str, Any],
     log: Callable[[str], None] = print,
     stage1_decoder: bool = True,
-) -> None:
-    """Copy the weights of the checkpoint `path` into `network`.
+) -> dict[str, Any]:
+    """Copy the weights of the checkpoint `path` into `network`; return what the checkpoint holds.
 
-    Adapters that the file lacks stay as they are. The decoder of a stage-1 checkpoint reconstructs images, so its heads
-    (`decoder.seg_layers`) are left out, or all of it is.
+    Adapters that the file lacks stay as they are. A decoder for incomplete inputs that it lacks starts as a copy of its
+    decoder. The decoder of a stage-1 checkpoint reconstructs images, so its heads (`decoder.seg_layers`) are left out,
+    or all of it is.
 
     Args:
         network: the unwrapped network (neither compiled nor DDP).
@@ -123,9 +167,13 @@ def transfer_weights(
         stage1_decoder: whether the decoder of a stage-1 checkpoint is taken, but for its heads.
 
     Raises:
-        UserError: when the file cannot be read, comes from other plans (lists what differs) or holds other tensors.
+        UserError: when the file cannot be read, comes from other plans (lists what differs) or holds other tensors;
+            and when it is stage 1's, but the network keeps the decoder as it is.
     """
     checkpoint = read_checkpoint(path)
+    state = network.state_dict()
+    if any(key.startswith(INCOMPLETE_DECODER) for key in state):
+        check_segments(checkpoint, path)
     left_out: tuple[str, ...] = ()
     kept = ""
     if checkpoint.get("trainer_name") == TRAINER_OF_SECTION["stage1"]:
@@ -133,22 +181,49 @@ def transfer_weights(
     weights = {key.removeprefix("module."): value for key, value in checkpoint["network_weights"].items()}
     problems = plans_differences(checkpoint, configuration)
     taken = {}
-    for key, tensor in network.state_dict().items():
+    for key, tensor in state.items():
         if key.startswith(left_out) and not key.startswith(SHARED_ENCODER):
             continue
-        if key not in weights:
+        source = key
+        if key not in weights and key.startswith(INCOMPLETE_DECODER):
+            source = DECODER + key.removeprefix(INCOMPLETE_DECODER)
+        if source not in weights:
             if not key.startswith(ADAPTERS):
-                problems.append(f"{key}: not in the checkpoint")
-        elif weights[key].shape != tensor.shape:
-            problems.append(f"{key}: {tuple(weights[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the plans")
+                problems.append(f"{source}: not in the checkpoint")
+        elif weights[source].shape != tensor.shape:
+            found = tuple(weights[source].shape)
+            problems.append(f"{source}: {found} in the checkpoint, {tuple(tensor.shape)} in the plans")
         else:
-            taken[key] = weights[key]
-    if problems:
-        shown = problems[:10] + ([f"... and {len(problems) - 10} more"] if len(problems) > 10 else [])
+            taken[key] = weights[source]
+    check_no_differences(path, list(dict.fromkeys(problems)))
+    network.load_state_dict({**state, **taken})
+    log(f"Starting from the weights of {path}{kept}.")
+    return checkpoint
+
+
+def check_segments(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a checkpoint is not one of stage 1.
+
+    Raises:
+        UserError: when it is.
+    """
+    if checkpoint.get("trainer_name") == TRAINER_OF_SECTION["stage1"]:
+        raise UserError(
+            f"{path} is a stage-1 model: it reconstructs images and cannot segment. Name the checkpoint of a trained "
+            "nnU-Net (nnUNetTrainer) of the same plans."
+        )
+
+
+def check_no_differences(path: str | Path, differences: list[str]) -> None:
+    """Check that nothing of a checkpoint differs from the plans.
+
+    Raises:
+        UserError: lists the first `differences`, where there are any.
+    """
+    if differences:
+        shown = differences[:10] + ([f"... and {len(differences) - 10} more"] if len(differences) > 10 else [])
         raise UserError(
             f"The checkpoint {path} does not fit these plans:\n  - "
             + "\n  - ".join(shown)
             + "\nTrain that stage again with these plans, or use the plans that it was trained with."
         )
-    network.load_state_dict({**network.state_dict(), **taken})
-    log(f"Starting from the weights of {path}{kept}.")

@@ -151,9 +151,8 @@ def _check_trainer(checkpoint: Mapping[str, Any], path: Path, any_trainer: bool)
     if section is None and not any_trainer:
         start = path.parent.parent / "fold_{fold}" / path.name
         raise UserError(
-            f"{path} was trained by {name}, which needs every modality. Stages 2 and 3 can start from it: "
-            f"`unimrseg configure -d DATASET -c CONFIGURATION --set 'stage3.start_from={start}'`, then "
-            f"`nnUNetv2_train DATASET CONFIGURATION FOLD -tr {TRAINER_OF_SECTION['stage3']}`, with the same plans (-p)."
+            f"{path} was trained by {name}, which needs every modality. Train what it lacks, with the same plans (-p): "
+            f"`unimrseg train DATASET CONFIGURATION FOLD --from-checkpoint '{start}' --keep-complete`."
         )
 
 
@@ -191,8 +190,9 @@ def _check_plans(checkpoint: Mapping[str, Any], plans: dict[str, Any], path: Pat
         )
     ours = PlansManager(plans).get_configuration(configuration).configuration
     different = plans_differences(checkpoint, ours)
-    if find_section(checkpoint, path) == "stage3":
-        different += adapter_differences(checkpoint, ours)
+    section = find_section(checkpoint, path)
+    if section in ("stage3", "retrofit"):
+        different += adapter_differences(checkpoint, ours, section)
     if different:
         raise UserError(
             f"{path} does not fit the plans beside it, {plans_file} (rewritten when another fold was trained?):\n  - "

@@ -129,8 +129,8 @@ class ReverseAttentionAdapter(nn.Module):
         F    = where(missing, F_cp + s * (1 - A) * F_h, F_cp)
 
     CNA is convolution - normalisation - activation of the plan's types; s is a factor for each channel, the sum of
-    those of the modalities that are missing (or one for any). It starts at zero, so an untrained adapter is the
-    identity.
+    those of the modalities that are missing (or one for any). At zero the adapter is the identity, but nothing inside
+    it has a gradient.
 
     Args:
         encoder: nnU-Net's encoder, whose types of convolution, normalisation and activation are used.
@@ -140,6 +140,7 @@ class ReverseAttentionAdapter(nn.Module):
         num_modalities: number of modalities whose absence has factors of its own; None for one factor whatever is
             missing.
         reverse_attention: whether there is attention; without it A = 0.
+        initial_scale: s before the first step.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class ReverseAttentionAdapter(nn.Module):
         *,
         num_modalities: int | None = None,
         reverse_attention: bool = True,
+        initial_scale: float = 0.0,
     ) -> None:
         super().__init__()
         dims = convert_conv_op_to_dim(encoder.conv_op)
@@ -176,7 +178,7 @@ class ReverseAttentionAdapter(nn.Module):
             WindowAttention(encoder.conv_op, channels, window or TOKENS_EDGE[dims]) if reverse_attention else None
         )
         self.knows_modalities = num_modalities is not None
-        self.scale = nn.Parameter(torch.zeros(num_modalities or 1, channels))
+        self.scale = nn.Parameter(torch.full((num_modalities or 1, channels), initial_scale))
 
     def forward(self, previous: Tensor, current: Tensor, missing: Tensor) -> Tensor:
         """Adapt `current` `(B, C, X, Y[, Z])` of the samples that lack a modality.

@@ -7,6 +7,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.method.networks.retrofit import RetrofitUNet
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 
 
@@ -17,6 +18,7 @@ def build_network(
     deep_supervision: bool,
     *,
     adapters: bool,
+    keep_complete: bool = False,
 ) -> MissingModalityUNet:
     """Build the plans' U-Net, wrapped so that it accepts inputs that lack modalities.
 
@@ -25,7 +27,8 @@ def build_network(
         num_input_channels: image channels, and one-hot label channels for a cascade.
         num_output_channels: segmentation heads, or image channels for reconstruction.
         deep_supervision: whether the decoder returns a list of logits.
-        adapters: whether to add stage 3's adapters.
+        adapters: whether to add adapters, of the form that the section `stage3` says.
+        keep_complete: whether what learns stands beside the U-Net, as the section `retrofit` says.
 
     Raises:
         UserError: when the planned network is not a U-Net with an encoder of stages and a decoder.
@@ -45,11 +48,13 @@ def build_network(
             f"{configuration_manager.network_arch_class_name}. Use plans for PlainConvUNet or ResidualEncoderUNet."
         )
     config = UniMRSegConfig.from_dict(configuration_manager.configuration.get(PLANS_KEY, {}))
-    network = MissingModalityUNet(
-        unet,
-        len(configuration_manager.normalization_schemes),
-        adapters=adapters and config.stage3.adapters,
-        settings=config.stage3,
+    num_modalities = len(configuration_manager.normalization_schemes)
+    network = (
+        RetrofitUNet(unet, num_modalities, config.retrofit)
+        if keep_complete
+        else MissingModalityUNet(
+            unet, num_modalities, adapters=adapters and config.stage3.adapters, settings=config.stage3
+        )
     )
     if network.adapters is not None:
         network.adapters.apply(unet.initialize)

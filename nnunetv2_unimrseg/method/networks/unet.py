@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_unimrseg.config import Stage3Config
+from nnunetv2_unimrseg.config import AdaptationConfig, Stage3Config
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.adapter import ReverseAttentionAdapter
 
@@ -74,9 +74,11 @@ class MissingModalityUNet(nn.Module):
 
     encoder: PlainConvEncoder | ResidualEncoder
     decoder: UNetDecoder
+    section: ClassVar[str] = "stage3"
+    """Section of the configuration that describes the adapters."""
 
     def __init__(
-        self, unet: nn.Module, num_modalities: int, *, adapters: bool, settings: Stage3Config | None = None
+        self, unet: nn.Module, num_modalities: int, *, adapters: bool, settings: AdaptationConfig | None = None
     ) -> None:
         super().__init__()
         self.num_modalities = num_modalities
@@ -88,7 +90,7 @@ class MissingModalityUNet(nn.Module):
         self.first_adapter = settings.adapter_first_stage
         self.adapters = self._build_adapters(settings) if adapters else None
 
-    def _build_adapters(self, settings: Stage3Config) -> nn.ModuleList:
+    def _build_adapters(self, settings: AdaptationConfig) -> nn.ModuleList:
         encoder = self.encoder
         stem = getattr(encoder, "stem", None)
         first_conv = next(module for module in encoder.modules() if isinstance(module, encoder.conv_op))
@@ -96,8 +98,8 @@ class MissingModalityUNet(nn.Module):
         shapes = list(zip(entering, encoder.output_channels, encoder.strides, strict=True))
         if self.first_adapter > max(1, len(shapes) - 1):  # an encoder of full resolution alone may go without
             raise UserError(
-                f"stage3.adapter_first_stage = {self.first_adapter}, but the planned encoder has the stages 0 to "
-                f"{len(shapes) - 1}. Set it to one of them with `unimrseg configure`, or use stage3.adapters = false."
+                f"{self.section}.adapter_first_stage = {self.first_adapter}, but the planned encoder has the stages 0 "
+                f"to {len(shapes) - 1}. Set it to one of them with `unimrseg configure`."
             )
         return nn.ModuleList(
             ReverseAttentionAdapter(
@@ -106,6 +108,7 @@ class MissingModalityUNet(nn.Module):
                 settings.adapter_window,
                 num_modalities=self.num_modalities if settings.adapters_know_modalities else None,
                 reverse_attention=settings.reverse_attention,
+                initial_scale=settings.adapter_initial_scale,
             )
             for shape in shapes[self.first_adapter :]
         )
@@ -150,11 +153,17 @@ class MissingModalityUNet(nn.Module):
             `return_features` a pair of that and the list of features.
         """
         x, available = zero_missing(x, self.num_modalities, available)
-        features = self._encode(x, ~available, skip_adapters)
+        features = self.encode(x, ~available, skip_adapters=skip_adapters)
         logits: Tensor | list[Tensor] = self.decoder(features)
         return (logits, features) if return_features else logits
 
-    def _encode(self, x: Tensor, missing: Tensor, skip_adapters: bool) -> list[Tensor]:
+    def encode(self, x: Tensor, missing: Tensor, *, skip_adapters: bool = False) -> list[Tensor]:
+        """Return the output of every encoder stage, highest resolution first.
+
+        Args:
+            x, missing: an input with zeros in the channels of missing modalities, and which these are, `(B, M)`.
+            skip_adapters: see `forward`.
+        """
         use_adapters = self.adapters is not None and not skip_adapters
         if use_adapters and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
             use_adapters = bool(missing.any())

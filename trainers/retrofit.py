@@ -1,0 +1,163 @@
+"""A trained nnU-Net learns to segment incomplete cases; complete ones it segments as before, bit for bit."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
+from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
+from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.method.augmentation import SubsetDeck
+from nnunetv2_unimrseg.method.networks.build import build_network
+from nnunetv2_unimrseg.method.networks.retrofit import RetrofitUNet
+from nnunetv2_unimrseg.method.networks.unet import present_modalities, zero_missing
+from nnunetv2_unimrseg.nnunet.checkpoints import check_no_differences, input_differences
+from nnunetv2_unimrseg.nnunet.paths import dataset_id
+from nnunetv2_unimrseg.stages import SCRATCH
+from nnunetv2_unimrseg.trainers.segmentation import VALIDATION_SEED, SegmentationTrainer
+from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer, full_resolution
+
+ADAPTED, PLAIN = "distance_adapted", "distance_plain"
+"""Keys of the outputs of a validation step: distance of features to those of the complete view, by encoder stage."""
+
+
+class UniMRSegRetrofitTrainer(UniMRSegStage3Trainer):
+    """Adapters and a decoder of their own learn, for incomplete views, what the trained nnU-Net says of complete ones.
+
+    The loss is the mean over incomplete views of stage 3's for such a view. The teacher is what the network gives,
+    without gradient, for all modalities that a case has: for a complete case the trained nnU-Net. Of a case that lacks
+    one the trained nnU-Net knows nothing, so there it is what has been learned so far.
+    """
+
+    section: ClassVar[str] = "retrofit"
+    curves: ClassVar[dict[str, str]] = {
+        **SegmentationTrainer.curves,
+        "gap_closed": "gap closed by the adapters, mean over their encoder stages",
+    }
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> RetrofitUNet:
+        """Build the planned network, frozen, with adapters and a second decoder."""
+        enable_incomplete_cases(configuration_manager)
+        write_whole_segmentations(plans_manager)
+        network = build_network(
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+            adapters=True,
+            keep_complete=True,
+        )
+        return cast(RetrofitUNet, network)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        super().set_deep_supervision_enabled(enabled)
+        cast(RetrofitUNet, self.unwrapped_network).incomplete_decoder.deep_supervision = enabled
+
+    def initial_checkpoint(self) -> Path | None:
+        """Return the trained nnU-Net's checkpoint.
+
+        Raises:
+            UserError: when `start_from` is not set, or names no file.
+        """
+        if self.settings.start_from in ("", SCRATCH):
+            dataset, plans = dataset_id(self.plans_manager.dataset_name), self.plans_manager.plans_name
+            raise UserError(
+                f"{self.__class__.__name__} needs the checkpoint of a trained nnU-Net of the same plans, but "
+                "retrofit.start_from does not name one. Run:\n"
+                f"  unimrseg train {dataset} {self.configuration_name} {self.fold} -p {plans} "
+                "--from-checkpoint PATH --keep-complete"
+            )
+        path: Path | None = super().initial_checkpoint()
+        return path
+
+    def take_initial_weights(self, path: Path) -> dict[str, Any]:
+        """Copy the trained nnU-Net's weights, and mirror as it does.
+
+        Raises:
+            UserError: also when it would see other input than here, or gives its labels another meaning.
+        """
+        checkpoint: dict[str, Any] = super().take_initial_weights(path)
+        configuration = self.configuration_manager.configuration
+        plans, dataset_json = self.plans_manager.plans, self.dataset_json
+        check_no_differences(path, input_differences(checkpoint, plans, configuration, dataset_json))
+        self.inference_allowed_mirroring_axes = checkpoint.get("inference_allowed_mirroring_axes")
+        return checkpoint
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """Return nnU-Net's augmentation, but for the axes of mirroring, which are the trained nnU-Net's."""
+        kept = self.inference_allowed_mirroring_axes
+        *others, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = kept
+        return (*others, kept)
+
+    def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
+        labelled, own = self.labelled_samples(batch), self.own_modalities(batch)
+        with torch.no_grad():
+            logits, features = self.network(data, skip_adapters=own is None, return_features=True)
+        torch.clear_autocast_cache()  # what was cast without gradient would serve the students too
+        *earlier, last = subsets = self._deal_subsets(len(data))
+        student = partial(self._student_view, data, target, labelled, own)
+        teacher = full_resolution(logits), *features
+        value = torch.zeros((), device=data.device)
+        with self.without_synchronisation():  # each view is differentiated at once: no activations of two are held
+            for available in earlier:
+                value = value + self.backward(student(available, *teacher) / len(subsets))
+        return cast(Tensor, value + student(last, *teacher) / len(subsets))
+
+    def see_incomplete(self, data: Tensor, available: Tensor) -> tuple[Tensor | list[Tensor], list[Tensor]]:
+        return cast(tuple[Any, Any], self.network(data, available, return_features=True, all_incomplete=True))
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.gap_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED + self.local_rank)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**super().validation_step(batch), **self._feature_distances(batch["data"])}
+
+    @torch.no_grad()
+    def _feature_distances(self, data: Tensor) -> dict[str, np.ndarray]:
+        """Return how far the features of incomplete views are from the complete view's, with adapters and without.
+
+        Both are `(S,)`, the mean absolute difference for each encoder stage; 0 where no sample of `data` is complete.
+        """
+        network = self.unwrapped_network
+        subsets = self.gap_deck.deal(len(data))
+        complete = present_modalities(data[:, : subsets.shape[1]]).all(1)
+        if not complete.any():
+            return {name: np.zeros(len(network.encoder.stages)) for name in (ADAPTED, PLAIN)}
+        data, subsets = (part.to(self.device) for part in (data[complete], subsets[complete]))
+        with self.autocast():
+            whole = network.encode(data, torch.zeros_like(subsets))
+            x, available = zero_missing(data, subsets.shape[1], subsets)
+            adapted, plain = (network.encode(x, ~available, skip_adapters=skip) for skip in (False, True))
+        return {
+            name: np.array([float(l1_loss(one.float(), to.float())) for one, to in zip(view, whole, strict=True)])
+            for name, view in ((ADAPTED, adapted), (PLAIN, plain))
+        }
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        adapted, plain = (
+            np.sum(self.from_all_ranks(np.sum([output[name] for output in val_outputs], axis=0)), axis=0)
+            for name in (ADAPTED, PLAIN)
+        )
+        super().on_validation_epoch_end(val_outputs)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gap_closed = 1 - adapted / plain
+        mean = float(np.mean(gap_closed[self.unwrapped_network.first_adapter :]))
+        self.logger.log("gap_closed", mean, self.current_epoch)
+        self.print_to_log_file("Gap closed in each encoder stage", np.round(gap_closed, 4).tolist())
