@@ -8,6 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import planned_channels
 
 
 def build_network(
@@ -21,7 +22,7 @@ def build_network(
     """Build the plans' U-Net, wrapped so that it accepts inputs that lack modalities.
 
     Args:
-        configuration_manager: the plans' configuration (architecture, normalisation, `unimrseg` section).
+        configuration_manager: the plans' configuration (architecture, normalisation, modalities, `unimrseg` section).
         num_input_channels: image channels, and one-hot label channels for a cascade.
         num_output_channels: segmentation heads, or image channels for reconstruction.
         deep_supervision: whether the decoder returns a list of logits.
@@ -47,7 +48,7 @@ def build_network(
     config = UniMRSegConfig.from_dict(configuration_manager.configuration.get(PLANS_KEY, {}))
     network = MissingModalityUNet(
         unet,
-        len(configuration_manager.normalization_schemes),
+        planned_channels(configuration_manager.configuration),
         adapters=adapters and config.stage3.adapters,
         settings=config.stage3,
     )
