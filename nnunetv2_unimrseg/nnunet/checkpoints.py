@@ -74,9 +74,8 @@ def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str,
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     theirs = PlansManager(init_args["plans"]).get_configuration(init_args["configuration"]).configuration
-    compared = _COMPARED
-    if checkpoint.get("trainer_name") in TRAINER_OF_SECTION.values():  # other trainers know no modalities
-        compared += (MODALITIES_KEY,)
+    is_ours = checkpoint.get("trainer_name") in TRAINER_OF_SECTION.values()  # other trainers know no modalities
+    compared = (*_COMPARED, MODALITIES_KEY) if is_ours else _COMPARED
     return [line for key in compared for line in _differences(key, theirs.get(key), configuration.get(key))]
 
 
