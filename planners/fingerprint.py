@@ -18,7 +18,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from nnunetv2_unimrseg.data.case_table import TrainingCase, read_case_table
-from nnunetv2_unimrseg.data.reading import available_channels, read_usable_case
+from nnunetv2_unimrseg.data.reading import available_modalities, read_usable_case
 from nnunetv2_unimrseg.data.training_cases import RawDataset, RawTrainingCase
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
@@ -73,7 +73,7 @@ def write_fingerprint(path: Path, raw: RawDataset, num_processes: int) -> None:
         analyse_case, arguments, num_processes, "Use fewer processes (-np).", "Extracting dataset fingerprint"
     )
     intensities = {}
-    for channel, name in enumerate(raw.modalities):
+    for channel, name in enumerate(raw.modalities.channel_names):
         sampled = [case.foreground[channel] for case in cases if channel in case.foreground]
         intensities[channel] = _intensity_statistics(np.concatenate(sampled), name)
     _check_intensities(intensities)
@@ -96,7 +96,7 @@ def analyse_case(
     """Read and measure one case; `num_samples` voxels are drawn from its foreground, with replacement."""
     reader = reader_class()
     read = read_usable_case(case.name, case.images, reader, modalities, file_ending)
-    available, _ = available_channels(read.image, modalities)
+    available = modalities.expand(available_modalities(read.image, modalities)[0])
     read.image[np.logical_not(available)] = 0
     label = None if case.label is None else reader.read_seg(case.label)[0]
     image, label, _ = crop_to_nonzero(read.image, label)

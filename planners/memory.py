@@ -16,7 +16,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_unimrseg.config import UniMRSegConfig
-from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.method.networks.unet import Channels, MissingModalityUNet, as_channels
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ViewCost:
 def view_cost(
     architecture: Mapping[str, Any],
     patch_size: Sequence[int],
-    num_modalities: int,
+    channels: Channels | int,
     num_classes: int,
     settings: Mapping[str, Any],
 ) -> ViewCost:
@@ -46,7 +46,7 @@ def view_cost(
     Args:
         architecture: the entry `architecture` of a configuration.
         patch_size: voxels an axis.
-        num_modalities: number of image channels.
+        channels: the image channels of each modality, or the number of modalities of one channel each.
         num_classes: number of segmentation heads.
         settings: the entry `unimrseg` of the configuration.
     """
@@ -56,11 +56,11 @@ def view_cost(
             architecture["network_class_name"],
             architecture["arch_kwargs"],
             architecture["_kw_requires_import"],
-            num_modalities,
+            sum(map(len, as_channels(channels))),
             num_classes,
             allow_init=False,
         )
-        network = MissingModalityUNet(unet, num_modalities, adapters=stage3.adapters, settings=stage3)
+        network = MissingModalityUNet(unet, channels, adapters=stage3.adapters, settings=stage3)
     size = tuple(int(extent) for extent in patch_size)
     parts = (network.encoder, network.decoder)
     return ViewCost(

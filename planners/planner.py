@@ -14,6 +14,7 @@ from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import MODALITIES_KEY
 from nnunetv2_unimrseg.nnunet.paths import plans_path
 from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 from nnunetv2_unimrseg.utils.files import read_json
@@ -70,7 +71,7 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         self.UNet_vram_target_GB = gpu_memory_target_in_gb
         self.base_features = base_features
         check_dataset_json(self.dataset_json, f"dataset.json of {self.dataset_name}", raw=True)
-        self.num_modalities = len(Modalities.from_dataset_json(self.dataset_json))
+        self.modalities = Modalities.from_dataset_json(self.dataset_json)
         earlier = earlier_plans(self.dataset_name, plans_name)
         self.user_settings = settings_to_keep(earlier)
         self._settings: dict[str, Any] = {}
@@ -110,6 +111,8 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         self._one_by_one[name] = one_by_one
         chosen = {stage: {"checkpoint_views": True} for stage in one_by_one}
         settings = merged(chosen, self._settings)
+        if self.modalities.groups is not None:
+            plan[MODALITIES_KEY] = self.modalities.groups
         return {**plan, PLANS_KEY: settings} if settings else plan
 
     def static_estimate_VRAM_usage(
@@ -153,7 +156,7 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         if key not in self._view_costs:
             num_classes = len(self.dataset_json["labels"])
             self._view_costs[key] = view_cost(
-                architecture, patch_size, self.num_modalities, num_classes, self._settings
+                architecture, patch_size, self.modalities.channels, num_classes, self._settings
             )
         return self._view_costs[key]
 

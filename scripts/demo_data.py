@@ -93,7 +93,7 @@ def _link(file: Path, link: Path) -> None:
     link.symlink_to(file.resolve())
 
 
-def missing_channels(number: int, num_modalities: int) -> set[int]:
+def missing_modalities(number: int, num_modalities: int) -> set[int]:
     """Return what the patient of this number is to lack: one to all but one of the modalities, others each time."""
     return {(number + offset) % num_modalities for offset in range(1 + number % (num_modalities - 1))}
 
@@ -114,10 +114,11 @@ def link_incomplete(dataset: Path, folder: Path) -> dict[str, list[str]]:
     links, missing = {}, {}
     for number, files in enumerate(cases):
         patient = case_name(files, ending)
-        if len(files) < len(modalities):
+        if len(files) < modalities.num_channels:
             problems.append(f"unseen patient {patient} must have every modality, found {len(files)} files.")
-        left_out = missing_channels(number, len(modalities))
-        missing[patient] = [modalities.names[channel] for channel in sorted(left_out)]
+        missing_ones = sorted(missing_modalities(number, len(modalities)))
+        missing[patient] = [modalities.names[one] for one in missing_ones]
+        left_out = {channel for one in missing_ones for channel in modalities.channels[one]}
         links |= {folder / Path(file).name: file for channel, file in enumerate(files) if channel not in left_out}
     if problems:
         raise UserError("\n".join(problems))

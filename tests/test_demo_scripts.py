@@ -79,7 +79,7 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("num_modalities", [2, 3, 4, 10])
 def test_patients_lack_something_else_each_time_and_never_everything(num_modalities):
-    missing = [demo_data.missing_channels(number, num_modalities) for number in range(30)]
+    missing = [demo_data.missing_modalities(number, num_modalities) for number in range(30)]
     assert {len(channels) for channels in missing} == set(range(1, num_modalities))
     assert set().union(*missing) == set(range(num_modalities))
     assert all(one != other for one, other in itertools.pairwise(missing))

@@ -29,6 +29,7 @@ from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint, transfer_weights
 from nnunetv2_unimrseg.nnunet.dataset_json import check_dataset_json
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import check_planned_modalities
 from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
@@ -83,6 +84,7 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         check_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')} in nnUNet_preprocessed")
         self.settings = getattr(UniMRSegConfig.from_plans(plans, configuration), self.section)
         self.modalities = Modalities.from_dataset_json(dataset_json)
+        check_planned_modalities(PlansManager(plans).get_configuration(configuration).configuration, self.modalities)
         _check_surroundings(device)
         _check_learning_rates(self.section, self.settings)
         self.prepare()

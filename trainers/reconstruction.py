@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
-from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.utils.files import whole_file
 
 
 def write_reconstruction_figure(
-    path: Path, shown_input: Tensor, reconstruction: Tensor, target: Tensor, modalities: Modalities, title: str
+    path: Path, shown_input: Tensor, reconstruction: Tensor, target: Tensor, names: Sequence[str], title: str
 ) -> None:
-    """Write a PNG of one patch: a row each for input, reconstruction and target, a column for each modality.
+    """Write a PNG of one patch: a row each for input, reconstruction and target, a column for each channel.
 
     Args:
         path: the file.
-        shown_input, reconstruction, target: `(M, X, Y[, Z])`, normalised intensities; 3D shows the middle slice.
-        modalities: names of the columns.
+        shown_input, reconstruction, target: `(C, X, Y[, Z])`, normalised intensities; 3D shows the middle slice.
+        names: of the channels.
         title: above the figure.
     """
     rows = {"input": shown_input, "reconstruction": reconstruction, "target": target}
     figure, axes = plt.subplots(
-        3, len(modalities), figsize=(2.2 * len(modalities) + 0.8, 7.2), layout="constrained", squeeze=False
+        3, len(names), figsize=(2.2 * len(names) + 0.8, 7.2), layout="constrained", squeeze=False
     )
-    for column, name in enumerate(modalities):
+    for column, name in enumerate(names):
         shown = _slice(target[column])
         low, high = np.percentile(shown, (1, 99))
         for row, (label, images) in enumerate(rows.items()):

@@ -137,13 +137,14 @@ class UniMRSegRetrofitTrainer(UniMRSegStage3Trainer):
         """
         network = self.unwrapped_network
         subsets = self.gap_deck.deal(len(data))
-        complete = present_modalities(data[:, : subsets.shape[1]]).all(1)
+        channels = self.modalities.channels
+        complete = present_modalities(data[:, : self.modalities.num_channels], channels).all(1)
         if not complete.any():
             return {name: np.zeros(len(network.encoder.stages)) for name in (ADAPTED, PLAIN)}
         data, subsets = (part.to(self.device) for part in (data[complete], subsets[complete]))
         with self.autocast():
             whole = network.encode(data, torch.zeros_like(subsets))
-            x, available = zero_missing(data, subsets.shape[1], subsets)
+            x, available = zero_missing(data, channels, subsets)
             adapted, plain = (network.encode(x, ~available, skip_adapters=skip) for skip in (False, True))
         return {
             name: np.array([float(l1_loss(one.float(), to.float())) for one, to in zip(view, whole, strict=True)])

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.losses import Float32Loss, loss_of_labelled
-from nnunetv2_unimrseg.method.networks.unet import present_modalities, usable_modalities
+from nnunetv2_unimrseg.method.networks.unet import (
+    Channels,
+    as_channels,
+    expand_to_channels,
+    present_modalities,
+    usable_modalities,
+)
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 
@@ -21,13 +27,16 @@ INCOMPLETE = "incomplete_"
 VALIDATION_SEED = 12345
 
 
-def mark_missing(data: Tensor, available: Tensor) -> Tensor:
-    """Return `data` `(B, C, X, Y[, Z])` with NaN in the image channels that `available` `(B, M)` lacks.
+def mark_missing(data: Tensor, available: Tensor, channels: Channels | None = None) -> Tensor:
+    """Return `data` `(B, C, X, Y[, Z])` with NaN in the `channels` of the modalities that `available` `(B, M)` lacks.
 
-    A sample that has none of the modalities that are to be available keeps its own.
+    A sample that has none of the modalities that are to be available keeps its own. Without `channels` each modality
+    has one.
     """
-    images = available.shape[1]
-    kept = usable_modalities(available.to(data.device), present_modalities(data[:, :images]))
+    channels = as_channels(channels or available.shape[1])
+    images = sum(map(len, channels))
+    kept = usable_modalities(available.to(data.device), present_modalities(data[:, :images], channels))
+    kept = expand_to_channels(kept, channels)
     kept = torch.nn.functional.pad(kept, (0, data.shape[1] - images), value=True)
     return torch.where(kept.view(*kept.shape, *[1] * (data.ndim - 2)), data, math.nan)
 
@@ -88,7 +97,8 @@ class SegmentationTrainer(UniMRSegTrainer):
         self.validation_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED + self.local_rank)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        incomplete_data = mark_missing(batch["data"], self.validation_deck.deal(len(batch["data"])))
+        subsets = self.validation_deck.deal(len(batch["data"]))
+        incomplete_data = mark_missing(batch["data"], subsets, self.modalities.channels)
         target = batch["target"]
         untouched = [scale.clone() for scale in target] if isinstance(target, list) else target.clone()
         with self.autocast():

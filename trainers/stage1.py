@@ -20,7 +20,12 @@ from nnunetv2_unimrseg.inference.reconstructor import Reconstructor
 from nnunetv2_unimrseg.method.augmentation import draw_corruption
 from nnunetv2_unimrseg.method.losses import reconstruction_loss, ssim
 from nnunetv2_unimrseg.method.networks.build import build_network
-from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, present_modalities, zero_missing
+from nnunetv2_unimrseg.method.networks.unet import (
+    MissingModalityUNet,
+    expand_to_channels,
+    present_modalities,
+    zero_missing,
+)
 from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns, reconstruction_scores, summarise
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
@@ -91,13 +96,15 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
         )
 
     def _reconstruct(self, data: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """Corrupt and reconstruct: input shown, reconstruction, target (each `(B, M, ...)`), known `(B, M)`."""
-        count = len(self.modalities)
-        target, known = zero_missing(data[:, :count], count)
-        corruption = draw_corruption(target.shape, self.settings, generator)
+        """Corrupt and reconstruct: input shown, reconstruction, target (each `(B, C, ...)`), known `(B, C)`."""
+        channels, count = self.modalities.channels, self.modalities.num_channels
+        target, known = zero_missing(data[:, :count], channels)
+        corruption = draw_corruption(target.shape, self.settings, generator, channels)
         corrupted, available = corruption.apply(data[:, :count])
+        if count > len(channels):
+            available = available[:, [first for first, *_ in channels]]
         prediction = self.network(torch.cat((corrupted, data[:, count:]), 1), available)
-        return corrupted, prediction, target, known
+        return corrupted, prediction, target, expand_to_channels(known, channels)
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         _, prediction, complete, known = self._reconstruct(data)
@@ -146,7 +153,7 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             self.logger.plot_progress_png(self.output_folder)
             title = f"stage 1, epoch {self.current_epoch}: one validation patch"
             write_reconstruction_figure(
-                Path(self.output_folder) / "reconstruction.png", *self._shown, self.modalities, title
+                Path(self.output_folder) / "reconstruction.png", *self._shown, self.modalities.channel_names, title
             )
         self.current_epoch += 1
 
@@ -209,14 +216,14 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
 
             labels = convert_labelmap_to_one_hot(previous_labels[:], self.label_manager.foreground_labels, np.float32)
             data = torch.cat((data, torch.from_numpy(labels)))
-        (own,) = present_modalities(images[None]).tolist()
+        (own,) = present_modalities(images[None], self.modalities.channels).tolist()
         metrics = {}
         for pattern in missing_patterns(len(self.modalities)):
             if list(pattern) == own or any(wanted and not has for wanted, has in zip(pattern, own, strict=True)):
                 continue  # nothing is left to compare with, or the case lacks what the pattern shows
-            incomplete = mark_missing(data[None], torch.tensor([pattern]))[0]
+            incomplete = mark_missing(data[None], torch.tensor([pattern]), self.modalities.channels)[0]
             reconstruction = predictor.predict_sliding_window_return_logits(incomplete).cpu()
             scores = reconstruction_scores(reconstruction, images, self.settings.ssim_window)
-            named = zip(self.modalities, scores, own, strict=True)
+            named = zip(self.modalities.channel_names, scores, self.modalities.expand(own), strict=True)
             metrics[self.modalities.describe(pattern)] = {name: score for name, score, has in named if has}
         return {"case": key, "metrics": metrics}

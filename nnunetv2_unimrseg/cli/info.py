@@ -86,10 +86,12 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
     plans, config = read_configuration(dataset, args.p, args.c)
     from nnunetv2_unimrseg.config import PLANS_KEY
     from nnunetv2_unimrseg.data.case_table import count_cases, read_case_table
+    from nnunetv2_unimrseg.nnunet.modalities_in_plans import MODALITIES_KEY
     from nnunetv2_unimrseg.nnunet.paths import inherited_value, nnunet_folder
 
     table = read_case_table(nnunet_folder("nnUNet_preprocessed") / dataset)
-    num_modalities = len(inherited_value(plans, args.c, "normalization_schemes") or ())
+    schemes = inherited_value(plans, args.c, "normalization_schemes") or ()
+    groups = inherited_value(plans, args.c, MODALITIES_KEY)
 
     trained = {}
     if os.environ.get("nnUNet_results"):  # noqa: SIM112 (nnU-Net's name)
@@ -100,7 +102,8 @@ def _model(args: argparse.Namespace) -> dict[str, Any]:
         "dataset": dataset,
         "configuration": args.c,
         "plans": args.p,
-        "training_cases": count_cases(list(table.values()), num_modalities) if table else None,
+        "channels_of_modalities": groups,
+        "training_cases": count_cases(list(table.values()), len(groups or schemes)) if table else None,
         "trained": trained,
         "settings": config.to_dict(),
         "set_in_plans": inherited_value(plans, args.c, PLANS_KEY) or {},
@@ -137,6 +140,8 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
             "",
             f"{cases['cases']} training cases: {cases['labelled']} labelled, {cases['incomplete']} incomplete",
         ]
+    if groups := model["channels_of_modalities"]:
+        lines += ["", "Modalities", *(f"  {name}: channels {', '.join(map(str, of))}" for name, of in groups.items())]
     lines += ["", "Settings (* set in the plans; the others are defaults)"]
     for section, values in model["settings"].items():
         for name, value in values.items():

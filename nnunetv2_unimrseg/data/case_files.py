@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunetv2_unimrseg.data.scan_folder import READ_BY_NNUNET, split_name
 from nnunetv2_unimrseg.errors import UserError, counted
-from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.modalities import Modalities
 
 _SEPARATORS = "-_. "
 
@@ -28,8 +28,8 @@ class CaseFiles(list[str]):
         self.channels = sorted(files)
         super().__init__(files[channel] for channel in self.channels)
 
-    def restrict(self, chosen: Subset) -> CaseFiles:
-        """Return only the files of these modalities."""
+    def restrict(self, chosen: Sequence[bool]) -> CaseFiles:
+        """Return only the files of these channels."""
         pairs = zip(self.channels, self, strict=True)
         return CaseFiles(self.name, {channel: file for channel, file in pairs if chosen[channel]})
 
@@ -41,7 +41,8 @@ def name_channels(
 
     Args:
         name: the case's; None for what the file names have in common (see `common_name`).
-        files: from the modality, by name (upper or lower case) or channel number, to its file.
+        files: from the modality, by name (upper or lower case) or channel number, to its file. A modality of several
+            channels has either one file, given by the modality's name, or a file for each, given by the channel's.
         modalities: the dataset's.
         file_ending: as in dataset.json.
 
@@ -66,7 +67,8 @@ def name_channels(
             continue
         if channel in found:
             problems.append(
-                f"case '{name}': {modalities.names[channel]} has two files, {found[channel]} and {path}. Give one."
+                f"case '{name}': {modalities.channel_names[channel]} has two files, {found[channel]} and {path}. Give "
+                "one."
             )
         found.setdefault(channel, path)
     return CaseFiles(name, found), problems

@@ -62,7 +62,8 @@ def find_cases(
             like scans is listed); when the list is empty, or a flat list of files.
     """
     if isinstance(source, str | os.PathLike):
-        cases, problems = _list_folder(Path(source), modalities, file_ending, chosen, tell)
+        wanted = None if chosen is None else modalities.expand(chosen)
+        cases, problems = _list_folder(Path(source), modalities, file_ending, wanted, tell)
     else:
         cases, problems = _list_cases(source, modalities, file_ending)
         if not cases:
@@ -127,7 +128,7 @@ def check_input_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _list_folder(
-    folder: Path, modalities: Modalities, file_ending: str, chosen: Subset | None, tell: bool
+    folder: Path, modalities: Modalities, file_ending: str, chosen: Sequence[bool] | None, tell: bool
 ) -> tuple[list[list[str]], list[str]]:
     check_input_folder(folder)
     contents = scan_folder(folder, file_ending)
@@ -198,21 +199,22 @@ def _restrict(
     files: list[str], chosen: Subset, modalities: Modalities, file_ending: str
 ) -> tuple[list[str], list[str]]:
     """Return the files of a case that are of the chosen modalities, and the problems."""
+    wanted = modalities.expand(chosen)
     channels, problems = assign_channels(files, modalities, file_ending)
     if channels is None:
         return [], problems
     name = case_name(files, file_ending)
     kept: list[str]
     if isinstance(files, CaseFiles):
-        kept, numbered = files.restrict(chosen), list(channels)
+        kept, numbered = files.restrict(wanted), list(channels)
     else:
-        kept = [file for file, channel in zip(files, channels, strict=True) if chosen[channel]]
+        kept = [file for file, channel in zip(files, channels, strict=True) if wanted[channel]]
         splits = [split_name(file, file_ending) for file in files]
         numbered = [-1 if split is None else split[1] for split in splits]
     if not kept:
         problems.append(
             f"case '{name}': none of the modalities asked for ({modalities.describe(chosen)}); it has "
-            f"{modalities.describe([channel in channels for channel in range(len(modalities))])}."
+            f"{modalities.describe(modalities.collapse([n in channels for n in range(modalities.num_channels)]))}."
         )
     if channels != numbered:
         problems.append(

@@ -60,12 +60,12 @@ def read_layout(
     known, problems = {}, []
     for spelling, name in names.items():
         try:
-            known[spelling] = modalities.names[modalities.channel(name)]
+            known[spelling] = _spell(name, modalities)
         except UserError as error:
             problems.append(f"--names {spelling}={name}: {error}")
     if problems:
         raise UserError("\n".join(problems))
-    spellings = [*known, *modalities]
+    spellings = [*known, *modalities.first_channels]
     label = None if label_pattern is None else FilePattern(label_pattern, [CASE])
     if label is not None and f"{{{MODALITY}}}" in label.text:
         raise UserError(f"The pattern of the labels, '{label.text}', must not have {{modality}}: a case has one label.")
@@ -107,6 +107,14 @@ class FoundFiles:
             )
 
 
+def _spell(name: str, modalities: Modalities) -> str:
+    """Return a name as the dataset spells it; a number stands for the channel's."""
+    channel = modalities.channel(name)
+    return {known.casefold(): known for known in modalities.first_channels}.get(
+        name.casefold(), modalities.channel_names[channel]
+    )
+
+
 class _Search:
     """One search through a tree: what was found and what is wrong."""
 
@@ -117,7 +125,7 @@ class _Search:
         self.problems: list[str] = []
         self._unknown: Counter[str] = Counter()
         self._misnamed: list[tuple[str, str, str]] = []
-        self._by_folded = {name.casefold(): name for name in layout.modalities}
+        self._by_folded = {name.casefold(): name for name in layout.modalities.first_channels}
         self._by_folded |= {spelling.casefold(): name for spelling, name in layout.names.items()}
 
     def run(self) -> None:
@@ -201,7 +209,7 @@ class _Search:
 
     def _describe_unknown(self) -> str:
         names = [f"'{name}' ({counted(number, 'file')})" for name, number in sorted(self._unknown.items())]
-        hints = "".join(sorted({nearest(name, self.layout.modalities) for name in self._unknown}))
+        hints = "".join(sorted({nearest(name, list(self.layout.modalities.first_channels)) for name in self._unknown}))
         example = f"{min(self._unknown)}={self.layout.modalities.names[0]}"
         return (
             f"{counted(len(names), 'modality is', 'modalities are')} unknown: {enumerated(names, MOST_NAMED_FILES)}."

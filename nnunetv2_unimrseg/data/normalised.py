@@ -97,25 +97,30 @@ def normalisation_problems(
     files: Mapping[int, str] | None = None,
     otherwise: str = "leave this modality out",
 ) -> list[str]:
-    """List the available channels that are not finite, or constant, after normalisation, each in words.
+    """List the channels of available modalities that are not finite, or constant, after normalisation, each in words.
+
+    A channel that is constant before it is none, where its modality has others that are not.
 
     Args:
         image: `(C, X, Y, Z)` as read.
-        available: the channels that are available.
-        modalities: the C modalities.
+        available: the modalities that are available.
+        modalities: of the C channels.
         normalisation: of the C channels. Only channels that could become useless are normalised, to save time.
         files: the file of each channel, for the message.
         otherwise: what to do with an image that cannot be mended.
     """
     schemes, foreground = normalisation.normalization_schemes, normalisation.foreground
+    channels = modalities.expand(available)
     suspicious = [
         channel
-        for channel, there in enumerate(available)
-        if there and not _is_harmless(image[channel], schemes[channel], foreground.get(str(channel), {}))
+        for channel, there in enumerate(channels)
+        if there
+        and not _is_harmless(image[channel], schemes[channel], foreground.get(str(channel), {}))
+        and np.ptp(image[channel]) != 0
     ]
     if not suspicious:
         return []
-    data = np.where(np.reshape(available, (-1, 1, 1, 1)), image, 0)
+    data = np.where(np.reshape(channels, (-1, 1, 1, 1)), image, 0)
     data, mask, _ = crop_to_nonzero(data.transpose([0, *(axis + 1 for axis in normalisation.transpose_forward)]))
     problems = []
     for channel in suspicious:
@@ -124,7 +129,7 @@ def normalisation_problems(
             file = f"{files[channel]}: " if files and channel in files else ""
             cause = _likely_cause(*found, scheme, foreground.get(str(channel), {}))
             problems.append(
-                f"{file}{modalities.names[channel]} (channel {channel}) cannot be used: its values range from "
+                f"{file}{modalities.channel_names[channel]} (channel {channel}) cannot be used: its values range from "
                 f"{found[0]:.6g} to {found[1]:.6g}, and normalised by {scheme} {problem}. {cause}, or {otherwise}."
             )
     return problems

@@ -41,7 +41,7 @@ def check_preprocessed_cases(
     *,
     show_progress: bool = True,
 ) -> None:
-    """Check that each channel of each case is finite and not constant, and that labels hold the dataset's values only.
+    """Check that each modality of each case is finite and not constant, and that labels hold the dataset's values only.
 
     A channel that the case table beside `folder` says is absent must be all NaN, and the label of a case that it says
     is unlabelled must be 0 throughout.
@@ -98,7 +98,7 @@ def _state(
         "format": FORMAT,
         "num_cases": num_cases,
         "labels": sorted(known),
-        "modalities": list(modalities),
+        "modalities": modalities.groups or list(modalities),
         "files_and_table_sha256": digest.hexdigest(),
     }
 
@@ -125,14 +125,14 @@ def _check_case(
         return [f"case '{case}' cannot be read: {in_one_line(error)}. Preprocess it again."]
     expected = table.get(case, TrainingCase(tuple(modalities), labelled=True))
     problems = []
-    for channel, name in enumerate(modalities):
-        if name not in expected.available:
+    for channel, name in enumerate(modalities.channel_names):
+        if modalities.names[modalities.modality_of_channel(channel)] not in expected.available:
             if not np.isnan(data[channel]).all():
                 problems.append(
                     f"case '{case}': {CASE_TABLE_NAME} says that {name} (channel {channel}) is absent, but there are "
                     "values. Run `unimrseg plan` again."
                 )
-        elif problem := value_problem(data[channel]):
+        elif (problem := value_problem(data[channel])) and not _is_one_of_several(channel, data, modalities):
             problems.append(
                 f"case '{case}': normalised, the values of {name} (channel {channel}) are {problem}; look at its raw "
                 "values."
@@ -145,3 +145,9 @@ def _check_case(
             f"case '{case}': {CASE_TABLE_NAME} says that it has no label, but there is one. Run `unimrseg plan` again."
         )
     return problems
+
+
+def _is_one_of_several(channel: int, data: np.ndarray, modalities: Modalities) -> bool:
+    """Whether a channel is constant, but not the others of its modality, as the blue of a red and green image."""
+    others = modalities.channels[modalities.modality_of_channel(channel)]
+    return bool(np.isfinite(data[channel]).all()) and any(value_problem(data[other]) is None for other in others)

@@ -21,6 +21,7 @@ from nnunetv2_unimrseg.data.reading import case_name, check_intensities, read_us
 from nnunetv2_unimrseg.data.scan_folder import scan_folder, split_name
 from nnunetv2_unimrseg.errors import UserError, listed
 from nnunetv2_unimrseg.modalities import Modalities
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import check_planned_modalities
 from nnunetv2_unimrseg.nnunet.types import DatasetJson, ImageProperties
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
 
         Returns:
             The image (C, X, Y, Z), float32, NaN where missing; the segmentation (1, X, Y, Z); the properties of the
-            first available file, with `available_modalities` (a bool each channel) added.
+            first available file, with `available_modalities` (a bool each) added.
 
         Raises:
             UserError: listing all that is wrong with the case: no file, a name without channel suffix, an unknown or
@@ -87,7 +88,7 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: DatasetJson | str,
     ) -> tuple[np.ndarray, np.ndarray, ImageProperties]:
-        """Preprocess a raw image (C, X, Y, Z), channels of one constant intensity being missing.
+        """Preprocess a raw image (C, X, Y, Z), modalities of one constant intensity a channel being missing.
 
         The caller's array is not changed. See `run_case` for what is returned.
 
@@ -97,10 +98,10 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         """
         dataset_json = _loaded(dataset_json)
         modalities = planned_modalities(configuration_manager, dataset_json)
-        if data.ndim != 4 or len(data) != len(modalities):
+        if data.ndim != 4 or len(data) != modalities.num_channels:
             raise UserError(
-                f"An image must have the shape ({len(modalities)}, X, Y, Z), its channels being "
-                f"{', '.join(modalities)}; this one has {data.shape}."
+                f"An image must have the shape ({modalities.num_channels}, X, Y, Z), its channels being "
+                f"{', '.join(modalities.channel_names)}; this one has {data.shape}."
             )
         available, problems = check_intensities(data, modalities)
         problems = problems or preprocessing_problems(
@@ -108,7 +109,7 @@ class UniMRSegPreprocessor(DefaultPreprocessor):
         )
         if problems:
             raise UserError(f"The image cannot be used:\n{listed(problems)}")
-        missing = [not present for present in available]
+        missing = [not present for present in modalities.expand(available)]
         if data[missing].any():
             data = data.astype(np.float32)
             data[missing] = 0
@@ -175,13 +176,13 @@ def preprocessing_problems(
     Args:
         image: as read.
         properties: the reader's.
-        available: the channels that are available.
-        modalities: the C modalities.
+        available: the modalities that are available.
+        modalities: of the C channels.
         plans_manager: the plans.
         configuration_manager: of the configuration.
         files: the file of each channel, for the message.
     """
-    size = size_problem(image, available, properties, plans_manager, configuration_manager)
+    size = size_problem(image, modalities.expand(available), properties, plans_manager, configuration_manager)
     normalisation = Normalisation.of_plans(plans_manager, configuration_manager)
     unusable = normalisation_problems(image, available, modalities, normalisation, files)
     return [*([size] if size else []), *unusable]
@@ -225,16 +226,17 @@ def enable_incomplete_cases(configuration_manager: ConfigurationManager) -> None
 
 
 def planned_modalities(configuration_manager: ConfigurationManager, dataset_json: DatasetJson) -> Modalities:
-    """Return the modalities of a dataset, after checking that the plans have as many channels.
+    """Return the modalities of a dataset, after checking that the plans have as many channels, grouped alike.
 
     Raises:
-        UserError: when they do not, or when there is only one.
+        UserError: when they do not, or when there is only one modality.
     """
     modalities = Modalities.from_dataset_json(dataset_json)
     planned = len(configuration_manager.normalization_schemes)
-    if planned != len(modalities):
+    if planned != modalities.num_channels:
         raise UserError(
-            f"dataset.json names {len(modalities)} channels ({', '.join(modalities)}), the plans have {planned}. Plan "
-            "and preprocess the dataset again."
+            f"dataset.json names {modalities.num_channels} channels ({', '.join(modalities.channel_names)}), the plans "
+            f"have {planned}. Plan and preprocess the dataset again."
         )
+    check_planned_modalities(configuration_manager.configuration, modalities, stock_allowed=True)
     return modalities

@@ -7,7 +7,8 @@ folder can be checked and all problems of all cases be listed at once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from nnunetv2_unimrseg.data.itk_formats import explain_failure
 from nnunetv2_unimrseg.data.scan_folder import split_name, why_unusable
 from nnunetv2_unimrseg.data.voxel_grid import Image, grid_difference, has_position, spatial_only
 from nnunetv2_unimrseg.data.whole_image import image_problem
-from nnunetv2_unimrseg.errors import UserError, listed
+from nnunetv2_unimrseg.errors import UserError, enumerated, listed
 from nnunetv2_unimrseg.modalities import Modalities, Subset
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def no_suffix(path: str, modalities: Modalities, file_ending: str) -> str:
 def assign_channels(
     files: Sequence[str], modalities: Modalities, file_ending: str
 ) -> tuple[list[int] | None, list[str]]:
-    """Assign a channel to each file of a case, where a file holds one channel.
+    """Assign a channel to each file of a case: its only one, or its first where it holds all of a modality.
 
-    `CaseFiles` say it themselves. If there are as many files as modalities, their order decides, as in nnU-Net; but if
-    their names number them as one case, each modality must be there once. Otherwise the `_XXXX` suffix decides.
+    `CaseFiles` say it themselves. If there are as many files as channels, their order decides, as in nnU-Net; but if
+    their names number them as one case, each channel must be there once. Otherwise the `_XXXX` suffix decides.
 
     Args:
         files: the case's files.
@@ -82,7 +83,7 @@ def assign_channels(
     if isinstance(files, CaseFiles):
         return files.channels, []
     splits = [split_name(file, file_ending) for file in files]
-    positional = len(files) == len(modalities)
+    positional = len(files) == modalities.num_channels
     of_one_case = None not in splits and len({split[0] for split in splits if split}) == 1
     if positional and not of_one_case:
         return list(range(len(files))), []
@@ -91,14 +92,14 @@ def assign_channels(
     for file, split in zip(files, splits, strict=True):
         if split is None:
             problems.append(no_suffix(file, modalities, file_ending))
-        elif split[1] >= len(modalities):
+        elif split[1] >= modalities.num_channels:
             problems.append(
                 f"{file}: there is no channel {split[1]:04d}. The channels are {_numbered(modalities)}; the last is "
-                f"{len(modalities) - 1:04d}."
+                f"{modalities.num_channels - 1:04d}."
             )
         elif split[1] in owner:
             problems.append(
-                f"{file}: is channel {split[1]:04d} ({modalities.names[split[1]]}) a second time, after "
+                f"{file}: is channel {split[1]:04d} ({modalities.channel_names[split[1]]}) a second time, after "
                 f"{owner[split[1]]}. Remove one of them."
             )
         else:
@@ -109,37 +110,38 @@ def assign_channels(
 
 
 def named_channels(files: Sequence[str], modalities: Modalities, file_ending: str) -> set[int]:
-    """Return the channels that the names of a case's files say they are; none where the names are wrong."""
-    return set(assign_channels(files, modalities, file_ending)[0] or ())
+    """Return the channels of the modalities that the names of a case's files say; none where the names are wrong."""
+    named = assign_channels(files, modalities, file_ending)[0] or ()
+    return {channel for one in named for channel in modalities.channels[modalities.modality_of_channel(one)]}
 
 
-def available_channels(
+def available_modalities(
     image: np.ndarray, modalities: Modalities, otherwise: str = "leave this modality out"
 ) -> tuple[Subset, list[str]]:
-    """Say which channels of a raw image are available: all but those of one constant intensity.
+    """Say which modalities of a raw image are available: all but those of one constant intensity in every channel.
 
     Args:
         image: shape (C, X, Y, Z), before any preprocessing.
-        modalities: the C modalities.
+        modalities: of the C channels.
         otherwise: what to do with an image that cannot be mended.
 
     Returns:
-        The available channels; and a problem for each channel that holds NaN or Inf.
+        The available modalities; and a problem for each channel that holds NaN or Inf.
     """
     extremes = [extreme_values(channel) for channel in image]
     problems = [
         f"{name} (channel {number}) holds NaN or infinite values. Replace them, or {otherwise}."
-        for number, (name, found) in enumerate(zip(modalities, extremes, strict=True))
+        for number, (name, found) in enumerate(zip(modalities.channel_names, extremes, strict=True))
         if not np.isfinite(found).all()
     ]
-    return tuple(low != high for low, high in extremes), problems
+    return modalities.collapse([low != high for low, high in extremes]), problems
 
 
 def check_intensities(
     image: np.ndarray, modalities: Modalities, otherwise: str = "leave this modality out"
 ) -> tuple[Subset, list[str]]:
-    """Say which channels of a raw image are available, as `available_channels` does; none is a problem too."""
-    available, problems = available_channels(image, modalities, otherwise)
+    """Say which modalities of a raw image are available, as `available_modalities` does; none is a problem too."""
+    available, problems = available_modalities(image, modalities, otherwise)
     if not any(available) and not problems:
         problems.append(
             "no modality is available: every channel is absent or holds one single intensity. Give at least one image "
@@ -160,7 +162,7 @@ def read_case(
     Args:
         files: any non-empty subset of the case's files.
         reader: an instance of the plans' reader.
-        modalities: the dataset's C modalities.
+        modalities: the dataset's, of C channels.
         file_ending: as in dataset.json.
         otherwise: what to do with a file that cannot be mended; by default to leave it out.
 
@@ -174,23 +176,28 @@ def read_case(
     images = [one for one in read if isinstance(one, Image)]
     channels = None if isinstance(files, CaseFiles) else _stacked_channels(images, modalities)
     if channels is None:
-        problems += _several_channels(images, modalities)
         channels, unassigned = assign_channels(files, modalities, file_ending)
-        problems += unassigned
+        starts: list[int | None] = [None] * len(images)
+        if channels is not None and len(channels) == len(images):
+            starts = list(channels)
+        problems += [*_several_channels(starts, images, modalities), *unassigned]
     if not images:
         return None, problems
     ordered = _in_order(channels, images)
     reference = next(filter(_holds_something, ordered), ordered[0])
     differences = [grid_difference(reference, image) for image in images if image is not reference]
     problems += filter(None, differences)
+    problems += _overlaps(channels, images, modalities)
     if problems or channels is None:
         return None, problems
-    data = np.zeros((len(modalities), *reference.data.shape[1:]), dtype=np.float32)
+    data = np.zeros((modalities.num_channels, *reference.data.shape[1:]), dtype=np.float32)
     of_channels = {}
     for channel, image in zip(channels, images, strict=True):
         own = range(channel, channel + len(image.data))
         data[own.start : own.stop] = image.data
         of_channels.update(dict.fromkeys(own, image.path))
+    if problems := partial_modalities(data, of_channels, modalities):
+        return None, problems
     return RawCase(data, reference.properties, reference.path, of_channels), []
 
 
@@ -208,7 +215,7 @@ def read_usable_case(
         name: the case's.
         files: any non-empty subset of the case's files.
         reader: an instance of the plans' reader.
-        modalities: the dataset's C modalities.
+        modalities: the dataset's, of C channels.
         file_ending: as in dataset.json.
         problems: found before, which are listed first.
 
@@ -274,20 +281,81 @@ def _read_file(
 
 
 def _stacked_channels(images: Sequence[Image], modalities: Modalities) -> list[int] | None:
-    """Return the first channel of each file where files of several channels give all modalities, as in nnU-Net."""
+    """Return the first channel of each file where files of several channels give all modalities, as in nnU-Net.
+
+    Where dataset.json groups channels, only a single file may; of several, their numbers say what they hold.
+    """
+    if len(images) > 1 and modalities.groups is not None:
+        return None
     ends = list(itertools.accumulate(len(image.data) for image in images))
-    if len(images) == len(modalities) or not ends or ends[-1] != len(modalities):
+    if len(images) == modalities.num_channels or not ends or ends[-1] != modalities.num_channels:
         return None
     return [0, *ends[:-1]]
 
 
-def _several_channels(images: Sequence[Image], modalities: Modalities) -> list[str]:
-    return [
-        f"{image.path}: holds {len(image.data)} channels. A file holds either one modality, or a single file all "
-        f"{len(modalities)} ({', '.join(modalities)})."
-        for image in images
-        if len(image.data) > 1
-    ]
+def _several_channels(starts: Sequence[int | None], images: Sequence[Image], modalities: Modalities) -> list[str]:
+    """Return a problem for each file of several channels that are not all of one modality."""
+    together = [list(channels) for channels in modalities.channels]
+    problems = []
+    for start, image in zip(starts, images, strict=True):
+        own = [] if start is None else list(range(start, start + len(image.data)))
+        if len(image.data) == 1 or own in together:
+            continue
+        problem = (
+            f"{image.path}: holds {len(image.data)} channels. A file holds either one modality, or a single file all "
+            f"{modalities.num_channels} ({', '.join(modalities.channel_names)})."
+        )
+        if own and own[-1] < modalities.num_channels:
+            problem += (
+                f" If its channels are one modality, say so in dataset.json: "
+                f'"unimrseg": {{"modalities": {{"NAME": {own}, ...}}}}, and number the file by the first of them.'
+            )
+        problems.append(problem)
+    return problems
+
+
+def _overlaps(channels: Sequence[int] | None, images: Sequence[Image], modalities: Modalities) -> list[str]:
+    """Return a problem for each channel that a file holds a second time, beside others."""
+    owner: dict[int, str] = {}
+    problems = []
+    if channels is None or len(channels) != len(images):
+        return []
+    for start, image in zip(channels, images, strict=True):
+        for channel in range(start, start + len(image.data)):
+            if owner.setdefault(channel, image.path) != image.path and channel < modalities.num_channels:
+                problems.append(
+                    f"{image.path}: is channel {channel:04d} ({modalities.channel_names[channel]}) a second time, "
+                    f"after {owner[channel]}. Remove one of them."
+                )
+    return problems
+
+
+def partial_modalities(image: np.ndarray, files: Mapping[int, str], modalities: Modalities) -> list[str]:
+    """Return a problem for each modality of which only some channels are there.
+
+    Args:
+        image: `(C, X, Y, Z)` as read, zeros in absent channels.
+        files: the file of each channel that has one. Channels of one constant intensity count as absent, except where a
+            file holds several.
+        modalities: of the C channels.
+    """
+    problems = []
+    for name, channels in zip(modalities, modalities.channels, strict=True):
+        of_file = Counter(files.get(channel) for channel in channels)
+        varies = {channel for channel in channels if len(channels) > 1 and np.ptp(image[channel]) != 0}
+        there = {
+            channel for channel in channels if channel in files and (channel in varies or of_file[files[channel]] > 1)
+        }
+        if varies and len(there) < len(channels):
+            only, absent = sorted(there), [channel for channel in channels if channel not in there]
+            blank = [files[channel] for channel in absent if channel in files]
+            problems.append(
+                f"{name} needs the channels {modalities.describe_channels(channels)}; the case has only "
+                f"{modalities.describe_channels(only)}"
+                f"{f', and {enumerated(blank, 3)} holds one single intensity' if blank else ''}. Add "
+                f"{modalities.describe_channels(absent)}, or leave {name} out as a whole."
+            )
+    return problems
 
 
 def _in_order(channels: Sequence[int] | None, images: Sequence[Image]) -> list[Image]:
@@ -308,4 +376,4 @@ def extreme_values(channel: np.ndarray) -> tuple[float, float]:
 
 
 def _numbered(modalities: Modalities) -> str:
-    return ", ".join(f"{number:04d} ({name})" for number, name in enumerate(modalities))
+    return modalities.describe_channels(range(modalities.num_channels))

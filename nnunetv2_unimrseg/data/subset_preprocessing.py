@@ -12,7 +12,7 @@ from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor
+from nnunetv2_unimrseg.data.preprocessing import UniMRSegPreprocessor, planned_modalities
 from nnunetv2_unimrseg.modalities import Subset
 from nnunetv2_unimrseg.nnunet.types import DatasetJson, ImageProperties
 
@@ -31,7 +31,7 @@ def preprocess_subsets(
     nonzero voxels of all channels. Subsets for which these are the same share one preprocessing.
 
     Args:
-        image: the raw image, (C, X, Y, Z), every subset's channels not constant.
+        image: the raw image, (C, X, Y, Z), every subset's modalities not constant.
         properties: the reader's.
         subsets: by name.
         plans_manager: of the model.
@@ -43,14 +43,16 @@ def preprocess_subsets(
     """
     preprocessor = UniMRSegPreprocessor(verbose=False)
     masked = configuration_manager.use_mask_for_norm
-    for group in _group_by_crop(image, subsets, masked):
-        together = np.logical_or.reduce([subsets[name] for name in group])
+    modalities = planned_modalities(configuration_manager, dataset_json)
+    channels = {name: modalities.expand(subset) for name, subset in subsets.items()}
+    for group in _group_by_crop(image, channels, masked):
+        together = np.logical_or.reduce([channels[name] for name in group])
         prepared, _, of_case = preprocessor.run_case_npy(
             _only(image, together), None, properties.copy(), plans_manager, configuration_manager, dataset_json
         )
         for name in group:
             data = prepared.copy() if len(group) > 1 else prepared
-            data[~np.array(subsets[name])] = np.nan
+            data[~np.array(channels[name])] = np.nan
             yield name, torch.from_numpy(data), {**of_case, "available_modalities": list(subsets[name])}
 
 
@@ -60,13 +62,15 @@ def _only(image: np.ndarray, available: np.ndarray) -> np.ndarray:
     return kept
 
 
-def _group_by_crop(image: np.ndarray, subsets: Mapping[str, Subset], masked: Sequence[bool]) -> list[list[str]]:
+def _group_by_crop(
+    image: np.ndarray, channels: Mapping[str, Sequence[bool]], masked: Sequence[bool]
+) -> list[list[str]]:
     """Group the subsets that have the same crop and, where one of their normalisers uses it, the same mask."""
     nonzero = image != 0
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, subset in subsets.items():
-        mask = create_nonzero_mask(nonzero[np.array(subset)])
+    for name, chosen in channels.items():
+        mask = create_nonzero_mask(nonzero[np.array(chosen)])
         box = tuple(map(tuple, get_bbox_from_mask(mask)))
-        needs_mask = any(uses and present for uses, present in zip(masked, subset, strict=True))
+        needs_mask = any(uses and present for uses, present in zip(masked, chosen, strict=True))
         groups.setdefault((box, np.packbits(mask).tobytes() if needs_mask else None), []).append(name)
     return list(groups.values())

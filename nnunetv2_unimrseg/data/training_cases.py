@@ -304,7 +304,8 @@ def _check_case(expected: _Expected, case: RawTrainingCase) -> _Checked:
     read, problems = read_case(case.images, expected.reader, expected.modalities, expected.file_ending, _LEAVE_OUT)
     if read is not None:
         available, problems = _check_intensities(read, expected)
-        blank = dict.fromkeys(file for channel, file in read.files.items() if not available[channel])
+        there = expected.modalities.expand(available)
+        blank = dict.fromkeys(file for channel, file in read.files.items() if not there[channel])
     if case.label_problem is not None:
         problems.append(case.label_problem)
     elif case.label is not None:

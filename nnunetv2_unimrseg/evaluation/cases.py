@@ -51,8 +51,9 @@ class EvaluationCase:
     channels: tuple[int, ...]
 
     def images(self, modalities: Modalities) -> dict[str, str]:
-        """Return the files by modality."""
-        return {modalities.names[channel]: file for channel, file in zip(self.channels, self.files, strict=True)}
+        """Return the files by modality: of one that has several channels, that of the first."""
+        pairs = reversed(list(zip(self.channels, self.files, strict=True)))
+        return {modalities.names[modalities.modality_of_channel(channel)]: file for channel, file in pairs}
 
     @functools.cached_property
     def fingerprint(self) -> list[list[int]]:

@@ -16,7 +16,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from torch import Tensor
 from tqdm import tqdm
 
-from nnunetv2_unimrseg.data.reading import available_channels, read_usable_case
+from nnunetv2_unimrseg.data.reading import available_modalities, read_usable_case
 from nnunetv2_unimrseg.data.subset_preprocessing import preprocess_subsets
 from nnunetv2_unimrseg.data.whole_image import segmentation_problem
 from nnunetv2_unimrseg.errors import UserError, in_one_line
@@ -112,7 +112,7 @@ def _prepare(predictor: UniMRSegPredictor, case: EvaluationCase, subsets: Mappin
     left = dict(subsets)
     try:
         image, properties, reference = _read(predictor, case)
-        present, _ = available_channels(image, predictor.modalities)
+        present, _ = available_modalities(image, predictor.modalities)
         for name, subset in subsets.items():
             if any(wanted and not there for wanted, there in zip(subset, present, strict=True)):
                 left.pop(name)

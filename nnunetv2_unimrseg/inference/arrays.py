@@ -60,8 +60,8 @@ def scatter(image: np.ndarray, modalities: Modalities, available: Names | None) 
     """Put the available modalities of a raw image into their channels, zeros into all others.
 
     Args:
-        image: (C, X, Y, Z), or (len(available), X, Y, Z) in the order of `available`.
-        modalities: the C modalities.
+        image: (C, X, Y, Z), or the channels of those available alone, in the order of `available`.
+        modalities: of the C channels.
         available: names or channel numbers; None returns `image` as it is.
 
     Raises:
@@ -72,19 +72,20 @@ def scatter(image: np.ndarray, modalities: Modalities, available: Names | None) 
         return image
     names = [available] if isinstance(available, str | int) else list(available)
     modalities.subset(names)
-    channels = [modalities.channel(name) for name in names]
+    channels = [channel for name in names for channel in modalities.channels_of_modality(name)]
+    total, known = modalities.num_channels, ", ".join(modalities.channel_names)
     if len(set(channels)) < len(channels):
         raise UserError(f"A modality is named twice in available = {names}.")
-    if image.ndim != 4 or len(image) not in (len(modalities), len(channels)):
+    if image.ndim != 4 or len(image) not in (total, len(channels)):
         raise UserError(
-            f"With available = {names} an image has either the shape ({len(modalities)}, X, Y, Z), all channels "
-            f"({', '.join(modalities)}), or ({len(channels)}, X, Y, Z), those named; this one has {image.shape}."
+            f"With available = {names} an image has either the shape ({total}, X, Y, Z), all channels "
+            f"({known}), or ({len(channels)}, X, Y, Z), those named; this one has {image.shape}."
         )
-    if len(channels) == len(modalities) and channels != sorted(channels):
+    if len(channels) == total and channels != sorted(channels):
         raise UserError(
             f"available = {names} names every modality in another order than the channels'. Give them, and the image, "
-            f"in the order {', '.join(modalities)}, or leave 'available' out."
+            f"in the order {known}, or leave 'available' out."
         )
-    scattered = np.zeros((len(modalities), *image.shape[1:]), dtype=image.dtype)
-    scattered[channels] = image[channels] if len(image) == len(modalities) else image
+    scattered = np.zeros((total, *image.shape[1:]), dtype=image.dtype)
+    scattered[channels] = image[channels] if len(image) == total else image
     return scattered

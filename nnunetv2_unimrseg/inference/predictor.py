@@ -30,6 +30,7 @@ from nnunetv2_unimrseg.inference.options import check_numbers
 from nnunetv2_unimrseg.inference.pipeline import predict_jobs
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
 from nnunetv2_unimrseg.modalities import Modalities, Subset
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import check_planned_modalities
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, build_trained_network, segmentation_checkpoints
 from nnunetv2_unimrseg.utils.files import read_json
 
@@ -131,7 +132,9 @@ class UniMRSegPredictor(nnUNetPredictor):
             inference_allowed_mirroring_axes,
         )
         self.checkpoints, self.fills_zeros = (), False
-        planned_modalities(self.configuration_manager, self.dataset_json)
+        modalities = planned_modalities(self.configuration_manager, self.dataset_json)
+        if isinstance(network, MissingModalityUNet):
+            check_planned_modalities(self.configuration_manager.configuration, modalities)
         enable_incomplete_cases(self.configuration_manager)
         write_whole_segmentations(self.plans_manager)
         self.configuration_manager.folder_was_checked = True  # by find_cases, for whatever this predictor is given

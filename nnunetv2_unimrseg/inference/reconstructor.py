@@ -17,6 +17,7 @@ from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import check_planned_modalities
 from nnunetv2_unimrseg.nnunet.trained_model import Fold, find_section, trained_checkpoints
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.files import read_json
@@ -66,7 +67,9 @@ class Reconstructor(nnUNetPredictor):
                 "This model is the second stage of a cascade, which needs a segmentation beside the images. "
                 "Reconstruct with a stage-1 model of another configuration, such as 3d_fullres."
             )
-        channels = len(planned_modalities(configuration, dataset_json))
+        modalities = planned_modalities(configuration, dataset_json)
+        check_planned_modalities(configuration.configuration, modalities)
+        channels = modalities.num_channels
         enable_incomplete_cases(configuration)
         network = build_network(configuration, channels, channels, False, adapters=False)
         weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
@@ -98,7 +101,7 @@ class Reconstructor(nnUNetPredictor):
                 size, sigma_scale=1 / 8, value_scaling_factor=10, dtype=torch.float, device=device
             )
         data = data.to(device)
-        total = torch.zeros((len(self.modalities), *data.shape[1:]), device=device)
+        total = torch.zeros((self.modalities.num_channels, *data.shape[1:]), device=device)
         weights = torch.zeros(data.shape[1:], device=device)
         for window in slicers:
             made = self._internal_maybe_mirror_and_predict(data[window][None].to(self.device))[0]

@@ -17,7 +17,13 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from torch import Tensor
 
 from nnunetv2_unimrseg.config import Stage1Config, SubsetSamplingConfig
-from nnunetv2_unimrseg.method.networks.unet import present_modalities, usable_modalities
+from nnunetv2_unimrseg.method.networks.unet import (
+    Channels,
+    as_channels,
+    expand_to_channels,
+    present_channels,
+    usable_modalities,
+)
 from nnunetv2_unimrseg.modalities import MOST_LISTED_SUBSETS, incomplete_subsets
 
 
@@ -95,7 +101,7 @@ class Corruption:
     """One draw of modality shuffle, block masking and modality dropout for a batch (stage 1's input).
 
     Attributes:
-        source: `(B, C)` integers, the modality whose image each channel shows; a permutation in every row.
+        source: `(B, C)` integers, the channel whose image each channel shows; a permutation in every row.
         masked_blocks: `(B, C, ...)` booleans on the coarse grid of blocks, True where a block is masked.
         block_size: edges of a block in voxels, one an axis.
         available: `(B, C)` booleans, the *channels* that hold an image (after the shuffle).
@@ -123,29 +129,56 @@ class Corruption:
         for axis, edge in enumerate(self.block_size, start=2):
             masked = masked.repeat_interleave(edge, axis).narrow(axis, 0, x.shape[axis])
         available = self.available.to(x.device, non_blocking=True)
-        available = usable_modalities(available, present_modalities(shuffled))
+        available = usable_modalities(available, present_channels(shuffled))
         corrupted = shuffled.masked_fill(masked, 0.0)
         return torch.where(available.view(*available.shape, *spatial), corrupted, fill), available
 
 
-def draw_corruption(shape: Sequence[int], config: Stage1Config, generator: torch.Generator | None = None) -> Corruption:
-    """Draw stage 1's corruption for a batch of `shape` `(B, C, X, Y[, Z])`, of which all C channels are modalities."""
-    batch, channels, *size = shape
-    ordered = torch.arange(channels).expand(batch, channels)
-    permuted = torch.rand(batch, channels, generator=generator).argsort(1)
+def draw_corruption(
+    shape: Sequence[int],
+    config: Stage1Config,
+    generator: torch.Generator | None = None,
+    channels: Channels | None = None,
+) -> Corruption:
+    """Draw stage 1's corruption for a batch of `shape` `(B, C, X, Y[, Z])`, of which all C channels are images.
+
+    Modalities change places as wholes, with others of as many channels. The blocks that are masked are the same in all
+    channels of a modality.
+
+    Args:
+        shape: of the batch.
+        config: probabilities and sizes.
+        generator: source of randomness; None is torch's default.
+        channels: the channels of each modality; None for one each.
+    """
+    batch, num_channels, *size = shape
+    channels = as_channels(channels or num_channels)
+    modalities = len(channels)
+    ordered = torch.arange(num_channels).expand(batch, num_channels)
+    permuted = _permute_channels(torch.rand(batch, modalities, generator=generator), channels)
     shuffle = torch.rand(batch, 1, generator=generator) < config.shuffle_probability
     block_size = tuple(max(1, min(config.mask_block_size, extent // 2)) for extent in size)
     grid = [math.ceil(extent / edge) for extent, edge in zip(size, block_size, strict=True)]
     blocks = math.prod(grid)
-    order = torch.rand(batch, channels, blocks, generator=generator).argsort(-1)
+    order = torch.rand(batch, modalities, blocks, generator=generator).argsort(-1)
     masked = order < round(config.mask_ratio * blocks)
     mask = torch.rand(batch, 1, 1, generator=generator) < config.mask_probability
     return Corruption(
         source=torch.where(shuffle, permuted, ordered),
-        masked_blocks=(masked & mask).view(batch, channels, *grid),
+        masked_blocks=expand_to_channels(masked & mask, channels).reshape(batch, num_channels, *grid),
         block_size=block_size,
-        available=draw_subsets(batch, channels, config, generator=generator),
+        available=expand_to_channels(draw_subsets(batch, modalities, config, generator=generator), channels),
     )
+
+
+def _permute_channels(draws: Tensor, channels: Channels) -> Tensor:
+    """Return `(B, C)` channel numbers, where modalities of as many channels stand in the order of `draws` `(B, M)`."""
+    permuted = torch.empty(len(draws), sum(map(len, channels)), dtype=torch.long)
+    for size in sorted({len(of_modality) for of_modality in channels}):
+        alike = [number for number, of_modality in enumerate(channels) if len(of_modality) == size]
+        places = torch.tensor([channels[number] for number in alike])
+        permuted[:, places.flatten()] = places[draws[:, alike].argsort(1)].flatten(1)
+    return permuted
 
 
 class ModalityCorruptionTransform(ImageOnlyTransform):
@@ -156,15 +189,17 @@ class ModalityCorruptionTransform(ImageOnlyTransform):
 
     Args:
         config: probabilities and sizes (stage 1's section of the configuration).
+        channels: the channels of each modality; None for one each.
     """
 
-    def __init__(self, config: Stage1Config) -> None:
+    def __init__(self, config: Stage1Config, channels: Channels | None = None) -> None:
         super().__init__()
         self.config = config
+        self.channels = channels
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Corruption]:
         """Draw the corruption for the sample `data_dict["image"]`."""
-        return {"corruption": draw_corruption((1, *data_dict["image"].shape), self.config)}
+        return {"corruption": draw_corruption((1, *data_dict["image"].shape), self.config, channels=self.channels)}
 
     def _apply_to_image(self, img: Tensor, corruption: Corruption) -> Tensor:
         return corruption.apply(img[None], fill=math.nan)[0][0]
@@ -186,7 +221,7 @@ class KeepMissingTransform(BasicTransform):
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
         """Transform a sample whose `image` is `(C, X, Y[, Z])`."""
-        (missing,) = (~present_modalities(data_dict["image"][None])).nonzero(as_tuple=True)[1:]
+        (missing,) = (~present_channels(data_dict["image"][None])).nonzero(as_tuple=True)[1:]
         if len(missing) == 0:
             return dict(self.transform(**data_dict))
         image = data_dict["image"].clone()

@@ -55,7 +55,7 @@ def summarise(cases: Sequence[dict[str, Any]], modalities: Modalities) -> dict[s
     of_missing = []
     for subset in missing_patterns(len(modalities)):
         pattern = modalities.describe(subset)
-        for name, available in zip(modalities, subset, strict=True):
+        for name, available in zip(modalities.channel_names, modalities.expand(subset), strict=True):
             entries = [case["metrics"][pattern][name] for case in cases if name in case["metrics"].get(pattern, {})]
             if not entries:
                 continue

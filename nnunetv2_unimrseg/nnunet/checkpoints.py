@@ -13,6 +13,7 @@ from torch import nn
 
 from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import MODALITIES_KEY
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 HEADS = "decoder.seg_layers."
@@ -72,7 +73,8 @@ def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str,
     """Say in words where the plans that a checkpoint was trained with differ from `configuration`.
 
     The patch size, the spacing, the channels' normalisation and the architecture (features, strides, kernels) are
-    compared. An empty list means that they agree, or that the checkpoint does not record its plans.
+    compared, and the groups of channels where the trainer is of this package. An empty list means that they agree, or
+    that the checkpoint does not record its plans.
     """
     init_args = checkpoint.get("init_args", {})
     if "plans" not in init_args:
@@ -80,7 +82,9 @@ def plans_differences(checkpoint: Mapping[str, Any], configuration: Mapping[str,
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     theirs = PlansManager(init_args["plans"]).get_configuration(init_args["configuration"]).configuration
-    return [line for key in _COMPARED for line in _differences(key, theirs.get(key), configuration.get(key))]
+    is_ours = checkpoint.get("trainer_name") in TRAINER_OF_SECTION.values()  # other trainers know no modalities
+    compared = (*_COMPARED, MODALITIES_KEY) if is_ours else _COMPARED
+    return [line for key in compared for line in _differences(key, theirs.get(key), configuration.get(key))]
 
 
 def input_differences(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nnunetv2_unimrseg.errors import UserError, counted, listed
-from nnunetv2_unimrseg.modalities import EXAMPLE, as_json, channels_key, check_channels, whole_number
+from nnunetv2_unimrseg.modalities import EXAMPLE, as_json, channels_key, check_channels, check_groups, whole_number
 from nnunetv2_unimrseg.nnunet.labels import check_labels, check_regions_class_order
 from nnunetv2_unimrseg.nnunet.types import DatasetJson
 from nnunetv2_unimrseg.utils.files import read_json
@@ -66,6 +66,8 @@ def check_dataset_json(content: Mapping[str, Any], source: str | os.PathLike[str
         raise UserError(f"{source} must hold a JSON object, found {as_json(content)}.")
     content, misspelt = _with_correct_keys(content)
     mistakes, channels = _check_channels(content, misspelt, raw)
+    if channels and (found := check_groups(content, list(channels.values()))[0]):
+        mistakes.append(_Mistake(found, ""))
     mistakes += _label_mistakes(content, misspelt)
     if raw:
         mistakes += _num_training_mistakes(content, source, misspelt)

@@ -26,7 +26,7 @@ class ImageProperties(TypedDict, total=False):
     class_locations: dict[int | tuple[int, ...], Any]
     """Sampled voxels of each label or region, of training cases only."""
     available_modalities: list[bool]
-    """Added by UniMRSegPreprocessor, a bool each channel."""
+    """Added by UniMRSegPreprocessor, a bool each modality."""
 
 
 class DatasetJson(TypedDict, total=False):
@@ -41,6 +41,8 @@ class DatasetJson(TypedDict, total=False):
     file_ending: str
     dataset: dict[str, dict[str, Any]]
     overwrite_image_reader_writer: str
+    unimrseg: dict[str, Any]
+    """This package's: `modalities` and `patient`."""
     name: str
     description: str
 
@@ -56,6 +58,7 @@ class Configuration(TypedDict, total=False):
     spacing: list[float]
     median_image_size_in_voxels: list[float]
     normalization_schemes: list[str]
+    unimrseg_modalities: dict[str, list[int]]
     use_mask_for_norm: list[bool]
     architecture: dict[str, Any]
     previous_stage: str

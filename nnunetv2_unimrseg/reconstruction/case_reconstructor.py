@@ -125,19 +125,22 @@ class CaseReconstructor:
 
     def _load(self, case: Case) -> LoadedCase:
         image, properties = self._read(case, case.files)
-        mask = create_nonzero_mask(image[list(case.available)])
-        missing = ~np.all(case.subsets, axis=0)
+        mask = create_nonzero_mask(image[self._channels(case.available)])
+        missing = ~np.all([self._channels(subset) for subset in case.subsets], axis=0)
         truth, box = None, tuple[slice, ...]()
         if self._scores and (all(case.available) or len(case.all_files) > len(case.files)):
             whole = image if case.all_files == case.files else self._read(case, case.all_files)[0]
             data, _, whole_properties = UniMRSegPreprocessor(verbose=False).run_case_npy(
                 whole, None, properties.copy(), self._plans, self._configuration, self.model.dataset_json
             )
-            known = np.flatnonzero(missing & whole_properties["available_modalities"]).tolist()
+            known = np.flatnonzero(missing & self._channels(whole_properties["available_modalities"])).tolist()
             truth = np.full_like(whole, np.nan)
             truth[known] = self._to_original_grid(data[known], whole_properties, known)
             box = crop_box(whole_properties, self._plans)
         return LoadedCase(image, properties, truth, box, middle_of_content(mask))
+
+    def _channels(self, subset: Sequence[bool]) -> list[bool]:
+        return list(self.model.modalities.expand(subset))
 
     def _read(self, case: Case, files: Sequence[str]) -> tuple[np.ndarray, ImageProperties]:
         read = read_usable_case(case.name, files, self._reader(), self.model.modalities, self._ending)
@@ -169,8 +172,8 @@ class CaseReconstructor:
             return FailedCase(entry.case, entry.subset, in_one_line(error))
 
     def _score_and_write(self, entry: PreprocessedCase, reconstruction: Tensor) -> ReconstructedCase:
-        case, loaded, names = entry.case, entry.loaded, self.model.modalities.names
-        missing = [channel for channel, present in enumerate(entry.subset) if not present]
+        case, loaded, names = entry.case, entry.loaded, self.model.modalities.channel_names
+        missing = [channel for channel, present in enumerate(self._channels(entry.subset)) if not present]
         images = self._to_original_grid(reconstruction[missing].float().cpu().numpy(), entry.properties, missing)
         rows: list[dict[str, Any]] = []
         slices = {}
@@ -203,7 +206,7 @@ class CaseReconstructor:
         """Write one modality, and return it in the units in which it was written."""
         loaded = entry.loaded
         if self._intensities:
-            mask = create_nonzero_mask(loaded.image[list(entry.subset)])
+            mask = create_nonzero_mask(loaded.image[self._channels(entry.subset)])
             statistics = None if self._statistics is None else self._statistics[channel]
             image = self._normalisers[channel].invert(image, mask, statistics)
         inputs = self.model.modalities.describe(entry.subset)
@@ -214,5 +217,5 @@ class CaseReconstructor:
     def _first_available(self, entry: PreprocessedCase) -> Path:
         files = entry.case.files
         channels = assign_channels(files, self.model.modalities, self._ending)[0] or range(len(files))
-        available = [pair for pair in zip(channels, files, strict=True) if entry.subset[pair[0]]]
+        available = [pair for pair in zip(channels, files, strict=True) if self._channels(entry.subset)[pair[0]]]
         return Path(min(available, default=(0, files[0]))[1])  # none where one file holds several channels

@@ -81,10 +81,10 @@ def _write_picture(case: Case, results: Sequence[ReconstructedCase], modalities:
     loaded = results[0].loaded
     shown = [result for result in results if case.targets or len(result.slices) == 1]
     made = {channel: (result, image) for result in shown for channel, image in result.slices.items()}
-    columns = {}
-    for channel, name in enumerate(modalities):
+    columns, available = {}, modalities.expand(case.available)
+    for channel, name in enumerate(modalities.channel_names):
         real, note, synthetic, caption = None, "", None, ""
-        if case.targets and case.available[channel]:
+        if case.targets and available[channel]:
             real, note = loaded.image[channel, loaded.slice_index], "input"
         elif loaded.truth is not None and np.isfinite(loaded.truth[channel, loaded.slice_index]).all():
             real, note = loaded.truth[channel, loaded.slice_index], "truth"

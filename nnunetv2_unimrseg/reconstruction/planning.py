@@ -99,7 +99,7 @@ def plan_cases(
         subsets = [subset]
         if all(subset):
             subsets = missing_patterns(len(modalities)) if scores else []
-        missing = [channel for channel, present in enumerate(subset) if not present]
+        missing = [channel for channel, present in enumerate(modalities.expand(subset)) if not present]
         targets = {channel: _target(output, name, channel, file_ending) for channel in missing}
         montage = _montage(output, name)
         cases.append(Case(name, files, all_files, subset, tuple(subsets), targets, montage))
@@ -119,7 +119,7 @@ def _is_done(output: Path, files: Sequence[str], modalities: Modalities, file_en
     """Whether the picture, which is written last, and all synthetic images of a case are there and whole."""
     name = case_name(files, file_ending)
     montage, given = _montage(output, name), named_channels(files, modalities, file_ending)
-    targets = {channel: _target(output, name, channel, file_ending) for channel in range(len(modalities))}
+    targets = {channel: _target(output, name, channel, file_ending) for channel in range(modalities.num_channels)}
     if not montage.exists() or not all(targets[channel].exists() for channel in targets if channel not in given):
         return False
     for path in (montage, *(path for path in targets.values() if path.exists())):

@@ -132,7 +132,7 @@ def _training_statistics(
     model: Reconstructor, model_folder: Path, written: Sequence[int], options: InferenceOptions
 ) -> list[dict[str, float]] | None:
     normalisers = read_normalisers(model.plans_manager, model.configuration_manager)
-    check_invertible({model.modalities.names[channel]: normalisers[channel] for channel in written})
+    check_invertible({model.modalities.channel_names[channel]: normalisers[channel] for channel in written})
     if not any(normalisers[channel].needs_statistics for channel in written):
         return None
     return training_intensities(

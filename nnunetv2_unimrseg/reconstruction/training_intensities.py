@@ -57,7 +57,7 @@ def training_intensities(
     """
     path = model_folder / CACHE_NAME
     masked = list(configuration_manager.use_mask_for_norm)
-    basis: dict[str, Any] = {"format": FORMAT, "modalities": list(modalities), "masked": masked}
+    basis: dict[str, Any] = {"format": FORMAT, "modalities": list(modalities.channel_names), "masked": masked}
     kept = read_json(path) if path.is_file() else {}
     usable = all(kept.get(key) == value for key, value in basis.items())
     dataset = plans_manager.dataset_name
@@ -65,7 +65,7 @@ def training_intensities(
     folder = Path(raw) / dataset if raw else None
     if folder is None or not (folder / "dataset.json").is_file():
         if usable:
-            return [kept["channels"][name] for name in modalities]
+            return [kept["channels"][name] for name in modalities.channel_names]
         where = f"{RAW} is not set" if folder is None else f"there is no {folder / 'dataset.json'}"
         raise UserError(
             f"The training images of {dataset} are needed once, to measure their intensities, but {where}, and {path} "
@@ -81,7 +81,7 @@ def training_intensities(
             write_json(path, kept)
         except UserError as error:
             print(f"The measured intensities are not kept for the next time: {error}")
-    return [kept["channels"][name] for name in modalities]
+    return [kept["channels"][name] for name in modalities.channel_names]
 
 
 def _training_cases(folder: Path) -> dict[str, list[str]]:
@@ -120,7 +120,7 @@ def _measure(
         measured = pool.map(measure, sorted(cases.values(), key=len))  # cases that may lack a file fail early
         found = list(tqdm(measured, total=len(cases), desc="Measuring training intensities", disable=not show_progress))
     channels = {}
-    for channel, name in enumerate(modalities):
+    for channel, name in enumerate(modalities.channel_names):
         known = [entry[channel] for entry in found if entry[channel]]
         if not known:
             raise UserError(f"{name} is constant in every training case, so it has no intensities to map to.")

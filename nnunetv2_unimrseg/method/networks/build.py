@@ -9,6 +9,7 @@ from nnunetv2_unimrseg.config import PLANS_KEY, UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.networks.retrofit import RetrofitUNet
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet
+from nnunetv2_unimrseg.nnunet.modalities_in_plans import planned_channels
 
 
 def build_network(
@@ -23,7 +24,7 @@ def build_network(
     """Build the plans' U-Net, wrapped so that it accepts inputs that lack modalities.
 
     Args:
-        configuration_manager: the plans' configuration (architecture, normalisation, `unimrseg` section).
+        configuration_manager: the plans' configuration (architecture, normalisation, modalities, `unimrseg` section).
         num_input_channels: image channels, and one-hot label channels for a cascade.
         num_output_channels: segmentation heads, or image channels for reconstruction.
         deep_supervision: whether the decoder returns a list of logits.
@@ -48,13 +49,11 @@ def build_network(
             f"{configuration_manager.network_arch_class_name}. Use plans for PlainConvUNet or ResidualEncoderUNet."
         )
     config = UniMRSegConfig.from_dict(configuration_manager.configuration.get(PLANS_KEY, {}))
-    num_modalities = len(configuration_manager.normalization_schemes)
+    channels = planned_channels(configuration_manager.configuration)
     network = (
-        RetrofitUNet(unet, num_modalities, config.retrofit)
+        RetrofitUNet(unet, channels, config.retrofit)
         if keep_complete
-        else MissingModalityUNet(
-            unet, num_modalities, adapters=adapters and config.stage3.adapters, settings=config.stage3
-        )
+        else MissingModalityUNet(unet, channels, adapters=adapters and config.stage3.adapters, settings=config.stage3)
     )
     if network.adapters is not None:
         network.adapters.apply(unet.initialize)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_unimrseg.config import RetrofitConfig
-from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, zero_missing
+from nnunetv2_unimrseg.method.networks.unet import Channels, MissingModalityUNet, zero_missing
 
 if TYPE_CHECKING:
     from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
@@ -23,7 +23,7 @@ class RetrofitUNet(MissingModalityUNet):
 
     Args:
         unet: what the plans build: has `encoder` (with `stages`) and `decoder`.
-        num_modalities: number of image channels of the input.
+        channels: the image channels of each modality; a number means that each channel is a modality.
         settings: the adapters' form.
 
     Raises:
@@ -33,8 +33,8 @@ class RetrofitUNet(MissingModalityUNet):
     incomplete_decoder: UNetDecoder
     section: ClassVar[str] = "retrofit"
 
-    def __init__(self, unet: nn.Module, num_modalities: int, settings: RetrofitConfig | None = None) -> None:
-        super().__init__(unet, num_modalities, adapters=True, settings=settings or RetrofitConfig())
+    def __init__(self, unet: nn.Module, channels: Channels | int, settings: RetrofitConfig | None = None) -> None:
+        super().__init__(unet, channels, adapters=True, settings=settings or RetrofitConfig())
         self.incomplete_decoder = _copy_without_encoder(self.decoder)
         self.freeze_encoder()
         self.decoder.requires_grad_(False)
@@ -63,7 +63,7 @@ class RetrofitUNet(MissingModalityUNet):
             all_incomplete: the caller knows that every sample lacks a modality. The result is the same, and a compiled
                 network then has one decoder to compute instead of two.
         """
-        x, available = zero_missing(x, self.num_modalities, available)
+        x, available = zero_missing(x, self.channels, available)
         features = self.encode(x, ~available, skip_adapters=skip_adapters)
         if skip_adapters:
             logits = self.decoder(features)

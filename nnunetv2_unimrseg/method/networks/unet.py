@@ -30,28 +30,55 @@ def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:
     return torch.where(both.any(1, keepdim=True), both, present)
 
 
-def present_modalities(x: Tensor) -> Tensor:
+Channels = Sequence[Sequence[int]]
+"""The channel numbers of each of the M modalities; together they are the C image channels, each once."""
+
+
+def as_channels(modalities: Channels | int) -> Channels:
+    """Return the channels of modalities; a number stands for that many of one channel each."""
+    return tuple((channel,) for channel in range(modalities)) if isinstance(modalities, int) else modalities
+
+
+def present_channels(x: Tensor) -> Tensor:
     """Return which channels of `x` `(B, C, X, Y[, Z])` hold no NaN, the sign of a missing one: `(B, C)` booleans."""
     return ~torch.isnan(x).any(dim=tuple(range(2, x.ndim)))
 
 
-def zero_missing(x: Tensor, num_modalities: int, available: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Put zeros into the channels of missing modalities, and say which are available.
+def present_modalities(x: Tensor, channels: Channels) -> Tensor:
+    """Return which modalities of `x` `(B, C, X, Y[, Z])` hold no NaN in any of their channels: `(B, M)` booleans."""
+    present = present_channels(x)
+    if all(len(of_modality) == 1 for of_modality in channels):
+        return present
+    return torch.stack([present[:, list(of_modality)].all(1) for of_modality in channels], 1)
+
+
+def expand_to_channels(modalities: Tensor, channels: Channels) -> Tensor:
+    """Repeat what is said of each modality, `(B, M, ...)`, for each of its channels: `(B, C, ...)`."""
+    if all(len(of_modality) == 1 for of_modality in channels):
+        return modalities
+    owners = {channel: number for number, of_modality in enumerate(channels) for channel in of_modality}
+    return modalities[:, [owners[channel] for channel in range(len(owners))]]
+
+
+def zero_missing(x: Tensor, channels: Channels | int, available: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Put zeros into all channels of missing modalities, and say which are available.
 
     Args:
-        x: `(B, C, X, Y[, Z])`, normalised intensities; the first `num_modalities` channels are images (a cascade
-            appends label channels). A channel that holds any NaN is missing.
-        num_modalities: number of image channels.
-        available: `(B, num_modalities)` booleans: modalities that are missing besides the NaN ones are False. A sample
-            that would have none left keeps all that it has.
+        x: `(B, C, X, Y[, Z])`, normalised intensities; image channels come first (a cascade appends label channels). A
+            modality that holds any NaN is missing.
+        channels: the image channels of each modality, or the number of modalities of one channel each.
+        available: `(B, M)` booleans: modalities that are missing besides the NaN ones are False. A sample that would
+            have none left keeps all that it has.
 
     Returns:
-        `x` with zeros in missing channels, and the `(B, num_modalities)` booleans of what is available.
+        `x` with zeros in missing channels, and the `(B, M)` booleans of what is available.
     """
-    present = present_modalities(x[:, :num_modalities])
+    channels = as_channels(channels)
+    num_images = sum(map(len, channels))
+    present = present_modalities(x[:, :num_images], channels)
     available = present if available is None else usable_modalities(available, present)
-    extra = x.shape[1] - num_modalities
-    kept = torch.cat((available, available.new_ones(x.shape[0], extra)), 1) if extra else available
+    kept, extra = expand_to_channels(available, channels), x.shape[1] - num_images
+    kept = torch.cat((kept, kept.new_ones(x.shape[0], extra)), 1) if extra else kept
     return torch.where(kept.view(*kept.shape, *[1] * (x.ndim - 2)), x, 0), available
 
 
@@ -63,7 +90,7 @@ class MissingModalityUNet(nn.Module):
 
     Args:
         unet: what the plans build: has `encoder` (with `stages`) and `decoder`.
-        num_modalities: number of image channels of the input.
+        channels: the image channels of each modality, or the number of modalities of one channel each.
         adapters: whether there are reverse attention adapters after the encoder's stages.
         settings: the adapters' form (first stage, window, attention, knowledge of the modalities, gradients); None is
             the default.
@@ -78,10 +105,11 @@ class MissingModalityUNet(nn.Module):
     """Section of the configuration that describes the adapters."""
 
     def __init__(
-        self, unet: nn.Module, num_modalities: int, *, adapters: bool, settings: AdaptationConfig | None = None
+        self, unet: nn.Module, channels: Channels | int, *, adapters: bool, settings: AdaptationConfig | None = None
     ) -> None:
         super().__init__()
-        self.num_modalities = num_modalities
+        self.channels = as_channels(channels)
+        self.num_modalities = len(self.channels)
         self.encoder = unet.encoder
         self.decoder = unet.decoder
         self.encoder_is_frozen = False
@@ -143,7 +171,7 @@ class MissingModalityUNet(nn.Module):
         """Segment a batch of patches of which any may lack modalities.
 
         Args:
-            x: `(B, C, X, Y[, Z])`, normalised intensities; a channel that holds any NaN is missing.
+            x: `(B, C, X, Y[, Z])`, normalised intensities; a modality that holds any NaN is missing.
             available: `(B, num_modalities)` booleans of the modalities to use; None uses all that are not NaN.
             skip_adapters: use the plain encoder whatever is missing (stage 3's teacher).
             return_features: also return the output of every encoder stage, highest resolution first.
@@ -152,7 +180,7 @@ class MissingModalityUNet(nn.Module):
             Logits `(B, num_classes, X, Y[, Z])`, a list of them (full resolution first) under deep supervision; with
             `return_features` a pair of that and the list of features.
         """
-        x, available = zero_missing(x, self.num_modalities, available)
+        x, available = zero_missing(x, self.channels, available)
         features = self.encode(x, ~available, skip_adapters=skip_adapters)
         logits: Tensor | list[Tensor] = self.decoder(features)
         return (logits, features) if return_features else logits
