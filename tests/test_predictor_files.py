@@ -326,7 +326,7 @@ def test_what_cannot_be_loaded_is_one_error(model):
     ("trainer", "message"),
     [
         (TRAINER_OF_SECTION["stage1"], "stage-1 model"),
-        ("nnUNetTrainer", "needs every modality. Stages 2 and 3 can start from it"),
+        ("nnUNetTrainer", "needs every modality. Train what it lacks, with the same plans (-p): `unimrseg train"),
         ("NobodysTrainer", "which nnU-Net cannot find"),
     ],
 )
