@@ -63,3 +63,15 @@ def train_adapters(network: MissingModalityUNet) -> None:
 
 def images(dims: int = 3, batch: int = 2, channels: int = 4, edge: int = 16) -> torch.Tensor:
     return torch.randn((batch, channels, *[edge] * dims), generator=torch.Generator().manual_seed(1))
+
+
+def trained_network(section: str) -> MissingModalityUNet:
+    """Return the network of a stage or of the retrofit, with deep supervision and adapters that do something."""
+    if section == "retrofit":
+        network: MissingModalityUNet = retrofit_unet(deep_supervision=True)
+    else:
+        network = unet(adapters=section == "stage3", deep_supervision=True)
+    if network.adapters is not None:
+        train_adapters(network)
+        network.freeze_encoder()
+    return network

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from networks import images, retrofit_unet, train_adapters, unet
+from networks import images, train_adapters, trained_network, unet
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -121,14 +121,7 @@ MIXED_CASES = list(itertools.product(SETTINGS, (False, True)))
 def mixed_gradients(step: str, batch_dice: bool, samples: slice, *, distributed: bool) -> dict[str, torch.Tensor]:
     """Gradients of a step on some samples of a batch whose cases lack labels and modalities."""
     trainer, settings = SETTINGS[step]
-    network = (
-        retrofit_unet(deep_supervision=True)
-        if trainer is UniMRSegRetrofitTrainer
-        else unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
-    )
-    if network.adapters is not None:
-        train_adapters(network)
-        network.freeze_encoder()
+    network = trained_network(trainer.section)
     made = stub(trainer, network, "classes", settings, TABLE)
     made.loss = DeepSupervisionWrapper(segmentation_loss("classes", batch_dice=batch_dice, ddp=distributed), (1.0, 0.5))
     made._draw_views = made._deal_subsets = lambda _: [subsets[samples] for subsets in VIEWS]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from networks import images, retrofit_unet, train_adapters, unet
+from networks import images, trained_network
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from training_steps import labels, segmentation_loss, stub
 
@@ -80,14 +80,7 @@ def make(
     step: str, kind: str = "classes", *, batch_dice: bool = False, **settings: object
 ) -> tuple[SimpleNamespace, MissingModalityUNet]:
     trainer, config = STEPS[step]
-    network = (
-        retrofit_unet(deep_supervision=True)
-        if trainer is UniMRSegRetrofitTrainer
-        else unet(adapters=trainer is UniMRSegStage3Trainer, deep_supervision=True)
-    )
-    if network.adapters is not None:
-        train_adapters(network)
-        network.freeze_encoder()
+    network = trained_network(trainer.section)
     made = stub(trainer, network, kind, type(config)(**{**vars(config), **settings}), TABLE)
     made.loss = DeepSupervisionWrapper(segmentation_loss(kind, batch_dice=batch_dice), (1.0, 0.5))
     made._draw_views = made._deal_subsets = lambda count: [subset[:count] for subset in SUBSETS]
