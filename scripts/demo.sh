@@ -6,8 +6,8 @@
 #   bash scripts/demo.sh RAW_DATASET_FOLDER     on a raw nnU-Net dataset, every fifth training patient kept unseen
 #
 # Uses the active virtual environment where `unimrseg` is installed in it, else makes .venv in the repository (VENV names
-# another one), which takes 6 GB, and works in demo_output/ (UNIMRSEG_DEMO_OUTPUT names another folder). A second run
-# reuses what is finished.
+# another one), which takes 6 GB, and works in demo_output/ (UNIMRSEG_DEMO_OUTPUT names another folder). Run it again
+# after an interruption: it goes on where it stopped.
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 raw_dataset="${1:-}"
@@ -34,7 +34,6 @@ if [ ! -x "$venv/bin/unimrseg" ]; then
     say "Installing into $venv (torch and its libraries are several GB)"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$repository"
-    SECONDS=0
 fi
 export PATH="$venv/bin:$PATH"
 

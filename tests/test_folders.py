@@ -7,7 +7,7 @@ import pytest
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.paths import RAW, VARIABLES, find_dataset, require_folders
 
-PREPROCESSED = "nnUNet_preprocessed"
+PREPROCESSED, RESULTS = "nnUNet_preprocessed", "nnUNet_results"
 
 
 @pytest.fixture
@@ -44,3 +44,12 @@ def test_planning_is_advised_for_raw_datasets_only(folders, monkeypatch):
         find_dataset(7, PREPROCESSED)
     (folders / PREPROCESSED / "Dataset007_Raw").mkdir()
     assert find_dataset(7, PREPROCESSED) == "Dataset007_Raw"
+
+
+def test_training_is_advised_for_planned_datasets_only(folders):
+    with pytest.raises(UserError) as not_planned:
+        find_dataset(7, RESULTS)
+    assert "unimrseg train" not in str(not_planned.value)
+    (folders / PREPROCESSED / "Dataset007_Raw").mkdir()
+    with pytest.raises(UserError, match="No model of it is trained yet: `unimrseg train 7 "):
+        find_dataset(7, RESULTS)

@@ -124,7 +124,7 @@ def test_predict_writes_what_to_expect_of_each_case(model, patients, tmp_path, c
     assert (b["available"], b["missing"], b["subset"]) == (["CT", "T1"], ["PET", "T2"], "CT+T1")
     assert [row["dice"] for row in b["expected_dice"]] == table["dice"].tolist()
     dropped = ", ".join(
-        f"{label} {100 * drop:.1f}"
+        f"{label} {100 * drop:.1f} points"
         for label, drop in zip(LABELS, table["below_complete"].head(2), strict=True)
         if drop >= 0.1
     )
@@ -136,8 +136,8 @@ def test_predict_writes_what_to_expect_of_each_case(model, patients, tmp_path, c
     mean = table.iloc[-1]
     assert (
         f"b: available: CT, T1, missing: PET, T2; expected Dice {100 * mean['dice']:.1f} % "
-        f"({100 * mean['dice_low']:.1f} to {100 * mean['dice_high']:.1f}, n = 12)\n  WARNING: {LOWER}{dropped}"
-        in printed
+        f"(95 % interval {100 * mean['dice_low']:.1f} to {100 * mean['dice_high']:.1f}, over 12 cases)\n"
+        f"  WARNING: {LOWER}{dropped}" in printed
     )
     assert "c: available: T2, missing: CT, PET, T1\n  WARNING: what to expect is not known" in printed
     page = (out / "report.html").read_text()

@@ -49,6 +49,12 @@ def test_an_evaluation_in_memory_is_reported_without_pictures(tmp_path):
     assert not (tmp_path / "montages").exists()
 
 
+@pytest.mark.parametrize(("num_cases", "few"), [(4, True), (5, False)])
+def test_few_cases_are_said_to_be_few(tmp_path, num_cases, few):
+    page = write_report(made_up(["CT", "PET"], ["tumour"], num_cases=num_cases), tmp_path)
+    assert (f"averages over {num_cases} say little" in page.read_text(encoding="utf-8")) == few
+
+
 def test_failures_are_listed(tmp_path):
     evaluation = made_up(["CT", "PET"], ["tumour"])
     failure = {"case": "case_77", "subset": "CT", "reason": "the file is <truncated>"}

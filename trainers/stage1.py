@@ -183,7 +183,9 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
         _, keys = self.do_split()
         ranks = dist.get_world_size() if self.is_ddp else 1
         cases = []
-        for number, key in enumerate(keys[self.local_rank :: ranks]):
+        own_keys = keys[self.local_rank :: ranks]
+        for number, key in enumerate(own_keys):
+            self.print_to_log_file(f"reconstructing {key} ({number + 1} of {len(own_keys)})")
             cases.append(self._score_case(predictor, key))
             if self.is_ddp and number < len(keys) // ranks:
                 dist.barrier()  # else the first to end would wait at the next line for longer than NCCL's limit
@@ -202,7 +204,6 @@ class UniMRSegStage1Trainer(UniMRSegTrainer):
             )
 
     def _score_case(self, predictor: Reconstructor, key: str) -> dict[str, Any]:
-        self.print_to_log_file(f"reconstructing {key}")
         dataset = self.dataset_class(
             self.preprocessed_dataset_folder,
             [key],

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         before_predicting=None if args.no_report else prediction_reporter(predictor),
     )
     if not args.no_report:
-        print(f"The Dice to expect of each case: {os.path.join(args.o, 'report.html')}")
+        print(f"Each case's modalities, and the Dice to expect if it is known: {os.path.join(args.o, 'report.html')}")
 
 
 def _check_sources(args: argparse.Namespace) -> None:

@@ -173,8 +173,7 @@ def expected_of_subset(evaluation: StoredEvaluation, available: Sequence[str]) -
     table["dice_low"], table["dice_high"] = low, high
     table["dice_p05"], table["dice_p95"] = by_case.quantile(0.05), by_case.quantile(0.95)
     table["weak_because"] = [
-        "; ".join(f"{reason}: {percent:.1f}" for reason, percent in weaknesses(row).items())
-        for row in table.to_dict("records")
+        "; ".join(f"{reason}: {value}" for reason, value in weaknesses(row).items()) for row in table.to_dict("records")
     ]
     table["few_cases"] = table["n"] < FEW_CASES
     return table.rename_axis("label").reset_index().assign(subset=name)[list(COLUMNS)]
@@ -211,15 +210,15 @@ def _below_complete(evaluation: StoredEvaluation, dice: pd.DataFrame, name: str)
     return (_by_case(evaluation, complete) - dice).mean()
 
 
-def weaknesses(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return each reason why a subset is weak for a label, with its value in percent, from a row of statistics."""
+def weaknesses(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return each reason why a subset is weak for a label, with its value and unit, from a row of statistics."""
     found = {}
     if row["dice"] < LOW_DICE:
-        found[f"Dice below {100 * LOW_DICE:.0f} % on average"] = 100 * row["dice"]
+        found[f"Dice below {100 * LOW_DICE:.0f} % on average"] = f"{100 * row['dice']:.1f} %"
     if row["below_complete"] >= LARGE_DROP - _TOLERANCE:
         reason = f"Dice {100 * LARGE_DROP:.0f} points or more lower than with all modalities"
-        found[reason] = 100 * row["below_complete"]
+        found[reason] = f"{100 * row['below_complete']:.1f} points"
     if row["failure_rate"] >= FREQUENT_FAILURE - _TOLERANCE:
         reason = f"{100 * FREQUENT_FAILURE:.0f} % or more of the cases failed (Dice below {100 * FAILURE_DICE:.0f} %)"
-        found[reason] = 100 * row["failure_rate"]
+        found[reason] = f"{100 * row['failure_rate']:.1f} %"
     return found

@@ -79,7 +79,7 @@ def find_dataset(name_or_id: str | int, *variables: str) -> str:
     for variable in variables:
         there = _dataset_names(variable)
         if not set(candidates) & set(there):
-            what_to_do = _how_to_preprocess(candidates, text) if variable == "nnUNet_preprocessed" else ""
+            what_to_do = _how_to_make(variable, candidates, text)
             raise UserError(
                 f"Dataset {candidates[0] if candidates else text} is not in {variable} ({os.environ[variable]})."
                 f"{nearest(text, there)} It holds: {', '.join(there) or 'no datasets'}.{what_to_do}"
@@ -91,7 +91,13 @@ def find_dataset(name_or_id: str | int, *variables: str) -> str:
     return candidates[0]
 
 
-def _how_to_preprocess(names: Sequence[str], name_or_id: str) -> str:
+def _how_to_make(variable: str, names: Sequence[str], name_or_id: str) -> str:
+    if variable == RAW:
+        return ""
+    if variable == "nnUNet_results":
+        if not set(names) & set(_dataset_names("nnUNet_preprocessed")):
+            return ""
+        return f" No model of it is trained yet: `unimrseg train {name_or_id} CONFIGURATION FOLD -p PLANS` trains one."
     if set(names) & set(_dataset_names(RAW)):
         return f" `unimrseg plan -d {name_or_id}` makes it."
     raw = f"nnUNet_raw ({os.environ[RAW]})" if os.environ.get(RAW) else "nnUNet_raw, which is not set,"

@@ -53,18 +53,18 @@ def expected_for_cases(
 
 def _reasons(table: pd.DataFrame) -> list[str]:
     """Return each reason why a subset is weak, with the labels for which it is."""
-    reasons: dict[str, dict[str, float]] = {}
+    reasons: dict[str, dict[str, str]] = {}
     for row in cast("list[dict[str, Any]]", table.to_dict("records")):
         for reason, value in weaknesses(row).items():
             reasons.setdefault(reason, {})[row["label"]] = value
     return [f"{reason}: {_describe_labels(values, len(table) > 1)}" for reason, values in reasons.items()]
 
 
-def _describe_labels(values: Mapping[str, float], several: bool) -> str:
+def _describe_labels(values: Mapping[str, str], several: bool) -> str:
     """Name labels with their values; the mean over several labels only where it is the only one."""
     labels = {name: value for name, value in values.items() if not several or name != MEAN_LABEL}
     labels = labels or {"mean of the labels": values[MEAN_LABEL]}
-    return enumerated([f"{name} {value:.1f}" for name, value in labels.items()], MOST_NAMED)
+    return enumerated([f"{name} {value}" for name, value in labels.items()], MOST_NAMED)
 
 
 def remarks(model: EvaluatedModel, cases: Cases) -> dict[str, str]:
@@ -77,5 +77,5 @@ def _remark(rows: Sequence[Mapping[str, Any]], flags: Sequence[Mapping[str, str]
     expected = ""
     if rows and rows[-1]["dice"] is not None:
         mean, low, high = (f"{100 * rows[-1][name]:.1f}" for name in ("dice", "dice_low", "dice_high"))
-        expected = f"; expected Dice {mean} % ({low} to {high}, n = {rows[-1]['n']})"
+        expected = f"; expected Dice {mean} % (95 % interval {low} to {high}, over {counted(rows[-1]['n'], 'case')})"
     return expected + "".join(f"\n  WARNING: {flag['text']}" for flag in flags)

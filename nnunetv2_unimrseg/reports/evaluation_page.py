@@ -13,6 +13,7 @@ from nnunetv2_unimrseg.errors import counted, enumerated
 from nnunetv2_unimrseg.evaluation import summary
 from nnunetv2_unimrseg.evaluation.conventions import DESCRIPTIONS
 from nnunetv2_unimrseg.evaluation.evaluation import Evaluation
+from nnunetv2_unimrseg.evaluation.expected_dice import FEW_CASES
 from nnunetv2_unimrseg.reports.case_images import label_colours, label_values
 from nnunetv2_unimrseg.reports.html import percent, render
 from nnunetv2_unimrseg.reports.tables import DEVIATION_OF_ALL, MEAN_OF_ALL, MEAN_OF_INCOMPLETE, describe_subset
@@ -64,6 +65,7 @@ def evaluation_page(evaluation: Evaluation, plots: Mapping[str, Path], pictures:
         modalities=list(evaluation.modalities),
         labels=summary.labels_with_mean(evaluation),
         num_cases=len(settings["cases"]),
+        few_cases=len(settings["cases"]) < FEW_CASES,
         cases=[entry["case"] for entry in settings["cases"]],
         **_headline(evaluation, means, changes),
         headline_pairs=monotonicity[-1],
