@@ -21,8 +21,8 @@ pytestmark = pytest.mark.integration
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm_one_machine.sh"
 PREEMPTED, KILLED = 1, 2
 """The folds that are trained; each is interrupted in its own way."""
-EPOCHS = 12
-MOST_S = 150
+EPOCHS = 6
+MOST_S = 300
 
 
 def free_port() -> str:

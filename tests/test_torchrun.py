@@ -16,7 +16,7 @@ from nnunetv2_unimrseg.stages import STAGES, TRAINER_OF_SECTION
 pytestmark = pytest.mark.integration
 
 FOLD = 3
-MOST_S = 200
+MOST_S = 500
 
 
 @pytest.fixture

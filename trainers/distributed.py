@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -19,6 +19,12 @@ class DistributedTrainer(nnUNetTrainer):
     the first machine only, and never on a CPU. A `device` with a number, or a CPU, is used as it is; "cuda" without one
     is nnU-Net's choice.
     """
+
+    is_ddp: bool
+    grad_scaler: Any
+    network: Any
+    output_folder_base: Any
+    _best_ema: Any
 
     def __init__(
         self,
@@ -72,7 +78,7 @@ class DistributedTrainer(nnUNetTrainer):
 
     def without_synchronisation(self) -> AbstractContextManager[Any]:
         """Views inside keep their gradients to this rank; the step's last view, outside, adds up those of all ranks."""
-        return self.network.no_sync() if self.is_ddp else nullcontext()
+        return cast("AbstractContextManager[Any]", self.network.no_sync()) if self.is_ddp else nullcontext()
 
 
 def distribute(network: torch.nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -115,7 +115,7 @@ def _job_resources(args: argparse.Namespace) -> slurm.JobResources:
         "cpus-per-task": args.slurm_cpus,
         "mem": args.slurm_mem,
     }
-    options = {name: str(value) for name, value in named.items() if value is not None}
+    options: dict[str, str | None] = {name: str(value) for name, value in named.items() if value is not None}
     for entry in args.slurm_option:
         name, equals, value = entry.lstrip("-").partition("=")
         options[name] = value if equals else None

@@ -83,15 +83,20 @@ def process_group(name: str, device: torch.device) -> Iterator[None]:
     """
     import torch
     from torch import distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_num_threads(1)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    store, rank, world_size = next(iter(dist.rendezvous("env://")))
+    store, rank, world_size = next(iter(rendezvous("env://")))
     dist.init_process_group(
-        BACKENDS[device.type], store=dist.PrefixStore(name, store), rank=rank, world_size=world_size
+        BACKENDS[device.type],
+        store=PrefixStore(name, store),
+        rank=rank,
+        world_size=world_size,
     )
     yield
     dist.barrier()  # the first to leave would end the connections of the others
