@@ -53,8 +53,9 @@ SchedulerParameters=bf_interval=1,sched_min_interval=100000,requeue_setup_env_fa
 ReturnToService=2
 JobRequeue=1
 MpiDefault=none
+SlurmdParameters=config_overrides
 KillWait=5
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONFIGURATION
     # a container's control groups cannot be changed
