@@ -34,6 +34,7 @@ from nnunetv2_unimrseg.nnunet.paths import (
     preprocessing_command,
     read_configuration,
     require_folders,
+    result_folder,
 )
 from nnunetv2_unimrseg.nnunet.stage_training import StageTraining
 from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
