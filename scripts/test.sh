@@ -13,12 +13,18 @@ fi
 echo "Installing the package and what its tests need (the first time this fetches torch, several GB)"
 "$python_of_venv" -m pip install --quiet --disable-pip-version-check -e '.[test,docs]'
 
-# the HTML reports are tested in headless Chromium; without it those tests are skipped
-if ! command -v chromedriver > /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    echo "Installing Chromium"
-    (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver) > /dev/null 2>&1 ||
-        echo "Chromium could not be installed"
-fi
+# the HTML reports are tested in headless Chromium, jobs on a SLURM of this machine; without them those tests are skipped
+install_for_tests() { # COMMAND PACKAGE...: the command that says whether the packages are there
+    if command -v "$1" > /dev/null || [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+        return
+    fi
+    echo "Installing ${*:2}"
+    (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${@:2}") \
+        > /dev/null 2>&1 || echo "${*:2} could not be installed"
+}
+install_for_tests chromedriver chromium chromium-driver
+install_for_tests slurmd slurm-wlm munge
+install_for_tests ip iproute2
 
 export MPLBACKEND=agg
 # one worker a core, each with one thread; where nnU-Net takes more, they do not spin while they wait

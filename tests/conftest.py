@@ -174,7 +174,7 @@ def commands(monkeypatch) -> list[tuple[list[str], dict]]:
         recorded.append((words, environment))
         return 0
 
-    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.run_child", record)
+    monkeypatch.setattr("nnunetv2_unimrseg.nnunet.stage_training.run_child", record)
     return recorded
 
 

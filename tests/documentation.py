@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PLACES = ("scripts", "tests", "docs", "nnunetv2_unimrseg", "trainers", "planners")
-NOT_OURS = ("git ", "pip ", "python ", "cp ", "mkdir ", "export ")
+NOT_OURS = ("git ", "pip ", "python ", "cp ", "mkdir ", "export ", "torchrun ")
 """Commands of the shell and of others."""
 
 EXECUTABLE = re.compile(r"\b(unimrseg|nnUNetv2_\w+)\b")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import functools
 import importlib.metadata
@@ -51,6 +52,7 @@ server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 request = {{"name": name, "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}}
 ignored, blocked = signal.getsignal(signal.SIGINT) == signal.SIG_IGN, list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+request["namespace"] = f"/proc/{{os.getpid()}}/ns/net"
 message = json.dumps({{**request, "files": files, "ignores_interrupts": ignored, "blocked": blocked}}).encode()
 socket.send_fds(server, [len(message).to_bytes(4, "big")], files)
 server.sendall(message)
@@ -178,10 +180,19 @@ class Server:
         for number, target in zip(aside, request["files"], strict=True):
             os.dup2(number, target)
             os.close(number)
+        enter_network(request["namespace"])
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         os._exit(run(request["name"], request["arguments"], self.executable))
+
+
+def enter_network(namespace: str) -> None:
+    """Enter the network namespace of a client that is in another one."""
+    if os.stat(namespace).st_ino != os.stat("/proc/self/ns/net").st_ino:
+        with open(namespace) as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "the client's network cannot be entered")
 
 
 def run(name: str, arguments: list[str], executable: str) -> int:

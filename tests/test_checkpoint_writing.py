@@ -18,9 +18,10 @@ from kill_and_resume import FINAL, NOT_KILLED, STEP, WRITE, Kill, Place, kill_an
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.multiprocessing import ProcessRaisedException
 
-from nnunetv2_unimrseg.cli import train
+from nnunetv2_unimrseg.cli import launchers
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet import training_process
+from nnunetv2_unimrseg.nnunet.stage_training import StageTraining
 from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
@@ -309,10 +310,11 @@ GOES_ON = "goes on from the last checkpoint."
     ],
 )
 def test_running_again_is_advised_only_where_it_helps(monkeypatch, capsys, code, exit_code, said):
-    monkeypatch.setattr("nnunetv2_unimrseg.cli.train.run_child", lambda words, environment: code)
-    args = Namespace(configuration="3d_fullres", fold="0", p="nnUNetPlans", device="cpu", num_gpus=1, npz=False)
+    monkeypatch.setattr("nnunetv2_unimrseg.nnunet.stage_training.run_child", lambda words, environment: code)
+    monkeypatch.setenv("nnUNet_results", "/nowhere")
+    training = StageTraining("Dataset998_Tiny", "3d_fullres", "nnUNetPlans", "0", "stage1", device="cpu")
     with pytest.raises(SystemExit) as end:
-        train._train("Dataset998_Tiny", "UniMRSegStage1Trainer", [], args)
+        launchers.launch("Dataset998_Tiny", [training], Namespace(launcher=launchers.LOCAL))
     assert end.value.code == exit_code
     assert capsys.readouterr().err == (f"unimrseg train: UniMRSegStage1Trainer {said}\n" if said else "")
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-import torch
 from conftest import PLANNED_DATASET
 
 from nnunetv2_unimrseg.cli.configure import changed
 from nnunetv2_unimrseg.cli.main import COMMANDS, main
-from nnunetv2_unimrseg.cli.train import needed_stages
-from nnunetv2_unimrseg.config import Stage1Config, UniMRSegConfig
+from nnunetv2_unimrseg.config import Stage1Config
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.nnunet.discovery import extension_folder
-from nnunetv2_unimrseg.nnunet.training_process import CODE
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 
@@ -197,22 +190,6 @@ def test_info_reports_a_broken_module_beside_the_trainers(planned, capsys, monke
     assert 'eval "$(unimrseg env)"' in shown
 
 
-def test_stages_before_a_given_checkpoint_are_not_needed():
-    assert needed_stages(UniMRSegConfig()) == ("stage1", "stage2", "stage3")
-    assert needed_stages(UniMRSegConfig.from_dict({"stage2": {"start_from": "a.pth"}})) == ("stage2", "stage3")
-    both = {"stage2": {"start_from": "a.pth"}, "stage3": {"start_from": "b.pth"}}
-    assert needed_stages(UniMRSegConfig.from_dict(both)) == ("stage3",)
-
-
-def test_a_stage_that_starts_from_scratch_needs_no_checkpoint(preprocessed, commands):
-    plans = json.loads(preprocessed.read_text())
-    plans["configurations"]["3d_fullres"]["unimrseg"] = {"stage2": {"start_from": "scratch"}}
-    preprocessed.write_text(json.dumps(plans))
-    assert main(["train", "7", "3d_fullres", "all", "-device", "cpu"]) == 0
-    trained = [words[words.index("-tr") + 1] for words, _ in commands]
-    assert trained == [TRAINER_OF_SECTION["stage2"], TRAINER_OF_SECTION["stage3"]]
-
-
 @pytest.mark.integration
 def test_train_runs_what_is_missing_and_skips_the_rest(workspace):
     for trainer in list(TRAINER_OF_SECTION.values())[:3]:
@@ -307,46 +284,3 @@ def test_plans_that_cannot_be_written_are_one_error(planned, capsys, monkeypatch
     assert "Permission denied. What was there before is unchanged." in message
     assert planned.read_text() == before
     assert not list(planned.parent.glob(".*"))
-
-
-def test_train_tells_nnunet_what_each_stage_lacks(preprocessed, commands, capsys, monkeypatch):
-    monkeypatch.setenv("nnUNet_extTrainer", "/another/folder")
-    results = preprocessed.parents[2] / "nnUNet_results" / PLANNED_DATASET
-    folds = [
-        results / f"{TRAINER_OF_SECTION[stage]}__nnUNetPlans__3d_fullres" / "fold_all" for stage in ("stage1", "stage2")
-    ]
-    for fold, checkpoint in zip(folds, ("final", "latest"), strict=True):
-        fold.mkdir(parents=True)
-        torch.save({}, fold / f"checkpoint_{checkpoint}.pth")
-    assert main(["train", "7", "3d_fullres", "all", "-device", "cpu"]) == 0
-    words = [recorded for recorded, _ in commands]
-    assert [entry[entry.index("-tr") + 1] for entry in words] == [
-        TRAINER_OF_SECTION[stage] for stage in ("stage1", "stage2", "stage3")
-    ]
-    assert ["--val" in entry for entry in words] == [True, False, False]
-    assert ["--c" in entry for entry in words] == [False, True, False]
-    folders = commands[0][1]["nnUNet_extTrainer"].split(os.pathsep)
-    assert folders == ["/another/folder", str(extension_folder())]
-
-
-@pytest.mark.parametrize(
-    ("flags", "settings", "message"),
-    [
-        (("-device", "cpu", "-num_gpus", "2"), {}, "needs -device cuda"),
-        (("-device", "cuda", "-num_gpus", "99"), {}, "99 CUDA device(s)"),
-        (("-device", "cpu", "-num_gpus", "0"), {}, "at least 1"),
-        (("-device", "cpu"), {"stage2": {"start_from": "/no/{fold}.pth"}}, "stage2.start_from names /no/0.pth"),
-    ],
-)  # fmt: skip
-def test_train_refuses_before_the_first_stage(preprocessed, commands, capsys, flags, settings, message):
-    plans = json.loads(preprocessed.read_text())
-    plans["configurations"]["3d_fullres"]["unimrseg"] = settings
-    preprocessed.write_text(json.dumps(plans))
-    assert message in refused(capsys, "train", "7", "3d_fullres", "0", *flags)
-    assert not commands
-
-
-def test_training_imports_nothing_from_the_current_folder(tmp_path):
-    (tmp_path / "nnunetv2.py").write_text("raise SystemExit(77)")
-    result = subprocess.run([sys.executable, "-c", CODE, "-h"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

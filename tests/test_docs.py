@@ -101,7 +101,7 @@ def options() -> dict[str, set[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_flag_in_the_text_exists(page):
     known = options()
-    every = {flag for flags in known.values() for flag in flags} | {"--strict", "--check", "--shm-size"}
+    every = {flag for flags in known.values() for flag in flags} | {"--strict", "--check", "--shm-size", "--node-rank"}
     for code in inline_code(page):
         words = code.replace("=", " ").split()
         if re.match(r"--?[a-zA-Z]", code):

@@ -142,15 +142,22 @@ def test_adapters_are_not_computed_when_nothing_is_missing():
     assert len(calls) == len(network.adapters)
 
 
-def test_compiles_into_one_graph():
-    network = unet().eval()
+@pytest.mark.parametrize("deep_supervision", [False, True])
+@pytest.mark.parametrize("missing", ["nothing", "of every sample", "of one sample"])
+def test_compiles_into_one_graph(missing, deep_supervision):
+    network = unet(deep_supervision=deep_supervision)
     train_adapters(network)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     x = images()
-    x[0, 2] = math.nan
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x))
-        torch.testing.assert_close(compiled(images()), network(images()))
+    if missing != "nothing":
+        x[0, 2] = math.nan
+    if missing == "of every sample":
+        x[1, :2] = math.nan
+    for inputs in ((x,), (x, INCOMPLETE)):
+        expected, found = network(*inputs), compiled(*inputs)
+        torch.testing.assert_close(found, expected)
+        assert isinstance(found, torch.Tensor) != deep_supervision
+        sum(scale.sum() for scale in (found if deep_supervision else [found])).backward()
 
 
 def test_deep_supervision_and_features():

@@ -15,7 +15,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
-from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -316,18 +315,6 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         with without_autocast(self.device):
             (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         return loss.detach()
-
-    def from_all_ranks(self, value: Any) -> list[Any]:
-        """Return this value of each process of a distributed training; without one, of this process alone."""
-        if not self.is_ddp:
-            return [value]
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, value)
-        return gathered
-
-    def without_synchronisation(self) -> AbstractContextManager[Any]:
-        """Views inside keep their gradients to this rank; the step's last view, outside, adds up those of all ranks."""
-        return self.network.no_sync() if self.is_ddp else nullcontext()
 
 
 def _check_learning_rates(section: str, settings: TrainingConfig) -> None:

@@ -21,13 +21,14 @@ from nnunetv2_unimrseg.errors import UserError, counted, listed
 from nnunetv2_unimrseg.method.augmentation import KeepMissingTransform
 from nnunetv2_unimrseg.modalities import Modalities
 from nnunetv2_unimrseg.trainers.batches import MixedDataLoader, StepOrder, stock_dataloaders, unlabelled_samples
+from nnunetv2_unimrseg.trainers.distributed import DistributedTrainer
 from nnunetv2_unimrseg.utils.files import write_text
 from nnunetv2_unimrseg.utils.processes import children_ignore_interrupts
 
 MOST_NAMED_CASES = 10
 
 
-class TrainingCasesTrainer(nnUNetTrainer):
+class TrainingCasesTrainer(DistributedTrainer):
     """nnU-Net's trainer for datasets whose cases may lack a label or modalities, as the table of cases says.
 
     By default unlabelled cases are drawn like all others; a trainer that uses labels says how many it takes.

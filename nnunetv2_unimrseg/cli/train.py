@@ -6,28 +6,28 @@ validated. Where start_from of a stage names a checkpoint, the stages before it 
 With --from-checkpoint, a trained nnU-Net of the same plans takes the place of stage 1, and stages 2 and 3 are trained.
 With --keep-complete as well, it is kept as it is for complete cases, and only what incomplete ones need is trained
 beside it (UniMRSegRetrofitTrainer), in less than a tenth of the time.
+
+With --launcher torchrun, the processes that torchrun started on one or several machines train together. With --launcher
+slurm, each stage of each fold becomes a SLURM job, which goes on where it stopped when its time is over.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_unimrseg.cli import launchers
 from nnunetv2_unimrseg.cli.configure import write_settings
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.data.case_table import read_case_table
 from nnunetv2_unimrseg.data.splits import FOLDS
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.nnunet.dataset_json import read_dataset_json
-from nnunetv2_unimrseg.nnunet.discovery import VARIABLE, append_extension_folder
 from nnunetv2_unimrseg.nnunet.paths import (
     VARIABLES,
     dataset_id,
     find_dataset,
-    fold_name,
     inherited_value,
     nnunet_folder,
     plans_path,
@@ -36,28 +36,21 @@ from nnunetv2_unimrseg.nnunet.paths import (
     require_folders,
     result_folder,
 )
-from nnunetv2_unimrseg.nnunet.training_process import CODE, USER_ERROR_EXIT_CODE
+from nnunetv2_unimrseg.nnunet.stage_training import StageTraining
 from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.stages import RETROFIT, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.files import read_json
-from nnunetv2_unimrseg.utils.processes import run_child
-
-SIGNAL_EXIT_CODE = 128
-"""Added to the number of the signal that ended a stage, as shells do."""
-
-FLAGS_BY_STATE = {
-    TrainingState.NONE: [],
-    TrainingState.STARTED: ["--c"],
-    TrainingState.UNVALIDATED: ["--val"],
-}
-"""Further flags of nnUNetv2_train, by the state of the stage."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `unimrseg train`: those of nnUNetv2_train that all stages share."""
     parser.add_argument("dataset_name_or_id", help="number or name of the dataset")
     parser.add_argument("configuration", help="configuration, such as 3d_fullres")
-    parser.add_argument("fold", help="0 to 4, or all; for other numbers nnU-Net draws a random 80:20 split")
+    parser.add_argument(
+        "fold",
+        help="0 to 4, one after another with all-folds; or all, which trains on all cases; for other numbers nnU-Net "
+        "draws a random 80:20 split",
+    )
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="name of the plans (default: nnUNetPlans)")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: cuda")
     parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="default: 1")
@@ -74,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="complete cases are segmented as by the trained nnU-Net, bit for bit (trains UniMRSegRetrofitTrainer)",
     )
     parser.add_argument("--c", action="store_true", help="no effect: unfinished training is always continued")
+    launchers.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,33 +79,53 @@ def run(args: argparse.Namespace) -> None:
         SystemExit: with the exit code of a stage that fails; 2 where that has said what the user can mend.
     """
     require_folders(*VARIABLES)
-    args.fold = fold_name(args.fold)
+    folds = launchers.fold_names(args.fold)
     dataset = find_dataset(args.dataset_name_or_id, "nnUNet_preprocessed")
     read_dataset_json(nnunet_folder("nnUNet_preprocessed") / dataset / "dataset.json")
     plans, config = read_configuration(dataset, args.p, args.configuration)
     data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
     check_preprocessed(dataset, data_identifier, args.configuration, args.p)
+    launchers.check(args, int(inherited_value(plans, args.configuration, "batch_size") or 1))
+    trainings = []
+    for fold in folds:
+        args.fold = fold
+        trainings += _prepare_fold(dataset, plans, config, args)
+    args.fold = " ".join(folds)
+    if launchers.launch(dataset, trainings, args):
+        print(_next_commands(dataset, args, cascaded="previous_stage" in plans["configurations"][args.configuration]))
+
+
+def _prepare_fold(
+    dataset: str, plans: dict[str, Any], config: UniMRSegConfig, args: argparse.Namespace
+) -> list[StageTraining]:
+    """Check that the stages of a fold can be trained, and return those that are not finished, in their order."""
+    data_identifier = str(inherited_value(plans, args.configuration, "data_identifier"))
     if args.from_checkpoint:
         _check_trainable(dataset, data_identifier, args)
         config = set_start(dataset, plans, args)
     needed = (RETROFIT,) if args.keep_complete else needed_stages(config)
-    folders = {
-        stage: result_folder(dataset, TRAINER_OF_SECTION[stage], args.p, args.configuration) / f"fold_{args.fold}"
+    trainings = [
+        StageTraining(
+            dataset,
+            args.configuration,
+            args.p,
+            args.fold,
+            stage,
+            device=args.device,
+            num_gpus=args.num_gpus,
+            npz=args.npz,
+            in_process_group=args.launcher == launchers.TORCHRUN,
+        )
         for stage in needed
-    }
-    states = {stage: training_state(folder) for stage, folder in folders.items()}
-    if states[needed[0]] is TrainingState.NONE:
+    ]
+    states = [training.state() for training in trainings]
+    if states[0] is TrainingState.NONE:
         _check_start(config, needed[0], args)
-    if any(state is not TrainingState.FINISHED for state in states.values()):
+    if any(state is not TrainingState.FINISHED for state in states):
         _check_trainable(dataset, data_identifier, args)
     for stage in () if args.keep_complete else STAGES[: STAGES.index(needed[0])]:
         print(f"{stage} is not needed: {needed[0]}.start_from is set", flush=True)
-    for stage, state in states.items():
-        if state is TrainingState.FINISHED:
-            print(f"{stage} is finished already: {folders[stage]}", flush=True)
-        else:
-            _train(dataset, TRAINER_OF_SECTION[stage], FLAGS_BY_STATE[state], args)
-    print(_next_commands(dataset, args, cascaded="previous_stage" in plans["configurations"][args.configuration]))
+    return trainings
 
 
 def _next_commands(dataset: str, args: argparse.Namespace, *, cascaded: bool) -> str:
@@ -249,6 +263,9 @@ def _check_device(args: argparse.Namespace) -> None:
         if args.num_gpus > 1:
             raise UserError(f"-num_gpus {args.num_gpus} needs -device cuda, found -device {args.device}.")
         return
+    if args.launcher != launchers.LOCAL:
+        return  # they train elsewhere, or check the device of each process
+
     import torch
 
     if torch.cuda.device_count() < args.num_gpus:
@@ -256,30 +273,3 @@ def _check_device(args: argparse.Namespace) -> None:
             f"Training was asked for on {args.num_gpus} CUDA device(s), and torch finds {torch.cuda.device_count()}. "
             + ("Lower -num_gpus." if torch.cuda.device_count() else "Add: -device cpu")
         )
-
-
-def _train(dataset: str, trainer: str, flags: list[str], args: argparse.Namespace) -> None:
-    options = ["-tr", trainer, "-p", args.p, "-device", args.device, "-num_gpus", str(args.num_gpus), *flags]
-    if args.npz:
-        options.append("--npz")
-    words = [dataset, args.configuration, args.fold, *options]
-    print(f"nnUNetv2_train {' '.join(words)}", flush=True)
-    environment = {**os.environ, VARIABLE: append_extension_folder(os.environ.get(VARIABLE))}
-    code = run_child([sys.executable, "-c", CODE, *words], environment)
-    if code == 0:
-        return
-    if code != USER_ERROR_EXIT_CODE:
-        print(f"unimrseg train: {trainer} {_what_happened(code)}", file=sys.stderr)
-    raise SystemExit(code if code > 0 else SIGNAL_EXIT_CODE - code)
-
-
-def _what_happened(returncode: int) -> str:
-    if returncode > 0:
-        return (
-            f"failed (exit code {returncode}); its message is above. Once its cause is removed, the same command goes "
-            "on from the last checkpoint."
-        )
-    return (
-        f"was ended by signal {-returncode} (9: often for lack of memory). Running the same command again goes on "
-        "from the last checkpoint."
-    )

@@ -4,34 +4,46 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 
 from nnunetv2_unimrseg.errors import UserError
-
-CODE = (
-    "import sys; sys.path = [entry for entry in sys.path if entry]; "
-    f"from {__name__} import main; sys.exit(main(sys.argv[1:]))"
-)
-"""What `python -c` runs, with the arguments of nnUNetv2_train. The current folder is no place to import from: it may
-hold a checkout of this project, whose trainers and planners lie elsewhere than in the installed package. `python -m`
-would import from it, and so would every process that it starts."""
 
 USER_ERROR_EXIT_CODE, INTERRUPTED_EXIT_CODE = 2, 130
 
 _TRACEBACK = "Traceback (most recent call last):\n"
 
 
+def code_that_runs(module: str) -> str:
+    """Return what `python -c` runs, with the arguments of nnUNetv2_train, to call a module's `main`.
+
+    The current folder is no place to import from: it may hold a checkout of this project, whose trainers and planners
+    lie elsewhere than in the installed package. `python -m` would import from it, and so would every process that it
+    starts.
+    """
+    return (
+        "import sys; sys.path = [entry for entry in sys.path if entry]; "
+        f"from {module} import main; sys.exit(main(sys.argv[1:]))"
+    )
+
+
 def main(arguments: list[str]) -> int:
-    """Run nnUNetv2_train with these arguments and return the exit code.
+    """Run nnUNetv2_train with these arguments and return the exit code (see `exit_code`)."""
+    from nnunetv2.run.run_training import run_training_entry
+
+    sys.argv = ["nnUNetv2_train", *arguments]
+    return exit_code(run_training_entry)
+
+
+def exit_code(train: Callable[[], None]) -> int:
+    """Train, and return the exit code.
 
     A UserError of a trainer, also of one on another GPU, is one message on stderr and `USER_ERROR_EXIT_CODE`; Ctrl-C
     ends quietly with `INTERRUPTED_EXIT_CODE`. Whatever else nnU-Net raises passes through.
     """
-    from nnunetv2.run.run_training import run_training_entry
     from torch.multiprocessing.spawn import ProcessRaisedException
 
-    sys.argv = ["nnUNetv2_train", *arguments]
     try:
-        run_training_entry()
+        train()
     except UserError as error:
         return _refused(str(error))
     except KeyboardInterrupt:

@@ -86,7 +86,8 @@ def interruptible(function: Callable[[], T]) -> T:
 def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command and return its exit code, negative for a signal.
 
-    Ctrl-C, which a terminal sends to the command too, waits until it has ended itself and its own processes.
+    Ctrl-C, which a terminal sends to the command too, waits until it has ended itself and its own processes. Whatever
+    else a signal's handler raises kills it.
 
     Raises:
         KeyboardInterrupt: when Ctrl-C was pressed.
@@ -95,12 +96,11 @@ def run_child(words: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         return process.wait()
     except KeyboardInterrupt:
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_MOST_S_TO_END)
-        finally:
-            process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_MOST_S_TO_END)
         raise
+    finally:
+        process.kill()  # which does nothing to one that has ended
 
 
 class Workers:
