@@ -46,6 +46,13 @@ class TrainingConfig:
         "nnU-Net's float16.",
         choices=("auto", "bfloat16", "float32"),
     )
+    seed: int = option(
+        -1,
+        "Seed of weights, patches and augmentation; -1 draws another one each time. On a CPU and with "
+        "nnUNet_n_proc_DA=0 a training can then be repeated, and one that was interrupted after an epoch ends with the "
+        "same weights as one that was not.",
+        low=-1,
+    )
 
 
 @dataclass(frozen=True)

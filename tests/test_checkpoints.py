@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -128,6 +131,34 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, missing):
     torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainer"}, path)
     with pytest.raises(UserError, match=f"{missing}: not in the checkpoint"):
         transfer_weights(unet(adapters=False), path, configuration())
+
+
+class Payload:
+    """What runs code when it is unpickled: it makes a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_code_in_a_checkpoint_is_named_before_it_can_run(tmp_path, recwarn):
+    path, folder = tmp_path / "checkpoint_final.pth", tmp_path / "made by the payload"
+    log = {"train_losses": [np.float64(0.5), np.float32(1)], "dice": np.zeros(3), "number": np.int64(1)}
+    torch.save({"network_weights": {}, "logging": log, "_best_ema": np.float64(0.1)}, path)
+    read = read_checkpoint(path)
+    assert read["logging"]["train_losses"] == log["train_losses"] and read["_best_ema"] == 0.1
+    assert len(recwarn) == 0
+    torch.save({"network_weights": {}, "logging": Payload(str(folder))}, path)
+    with pytest.warns(UserWarning, match=r"objects of posix\.mkdir, so reading it can run code"):
+        read_checkpoint(path)
+    folder.rmdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="so reading it can run code"):
+            read_checkpoint(path)
+    assert not folder.exists()
 
 
 def test_an_empty_file_and_a_folder_are_named(tmp_path):

@@ -13,7 +13,7 @@ from nnunetv2_unimrseg.data.case_table import TrainingCase
 METHODS = (
     "_run_first_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "_one_view_loss",
     "_consistency", "_taught_samples", "see_incomplete", "backward", "without_synchronisation", "supervised_loss",
-    "labelled_samples", "own_modalities", "patient_name", "compute_loss",
+    "labelled_samples", "own_modalities", "patient_name", "compute_loss", "forget_earlier_epochs",
 )  # fmt: skip
 
 

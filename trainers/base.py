@@ -34,6 +34,7 @@ from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
 from nnunetv2_unimrseg.trainers.cases import TrainingCasesTrainer
 from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, restore_state
+from nnunetv2_unimrseg.trainers.seeding import RANDOM_SEED, seed_generators
 from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
 from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, without_autocast
 
@@ -123,6 +124,8 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         return cast(MissingModalityUNet, network._orig_mod if isinstance(network, OptimizedModule) else network)
 
     def initialize(self) -> None:
+        if self.settings.seed != RANDOM_SEED and not self.was_initialized:
+            seed_generators(self.settings.seed)
         super().initialize()
         network = self.unwrapped_network
         network.register_load_state_dict_post_hook(self._note_loaded_weights)  # type: ignore[no-untyped-call]  # torch's
@@ -210,6 +213,17 @@ class UniMRSegTrainer(TrainingCasesTrainer):
                     self.initialize()
                 self.take_initial_weights(initial)
         super().on_train_start()
+
+    def on_epoch_start(self) -> None:
+        """As nnU-Net's; a seeded epoch draws the same whatever was drawn before it."""
+        super().on_epoch_start()
+        self.count_steps_from(self.current_epoch * self.num_iterations_per_epoch)
+        if self.settings.seed != RANDOM_SEED:
+            seed_generators(self.settings.seed, self.current_epoch + 1, self.local_rank)
+            self.forget_earlier_epochs()
+
+    def forget_earlier_epochs(self) -> None:
+        """Drop what earlier epochs left and no checkpoint holds."""
 
     def take_initial_weights(self, path: Path) -> dict[str, Any]:
         """Copy the weights of the checkpoint `path` into the network; return what the checkpoint holds."""

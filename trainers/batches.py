@@ -93,6 +93,14 @@ class StepOrder:
         self.steps = 0
         self.waiting: dict[bool, deque[dict[str, Any]]] = {True: deque(), False: deque()}
 
+    def count_from(self, steps: int) -> None:
+        """Go on as after `steps` batches; where batches are made in this process, the next one is of the right kind."""
+        self.steps = steps
+        loader = getattr(self.batches, "data_loader", None)
+        if isinstance(loader, MixedDataLoader):
+            loader.num_batches = steps
+            self.waiting = {True: deque(), False: deque()}
+
     def __iter__(self) -> StepOrder:
         return self
 

@@ -185,6 +185,12 @@ class TrainingCasesTrainer(DistributedTrainer):
             training = StepOrder(training, self.unlabelled_cases, self.mixed_every)
         return training, validation
 
+    def count_steps_from(self, steps: int) -> None:
+        """Take `steps` as the number of training steps done, also where the training was interrupted before."""
+        self.steps = steps
+        if isinstance(self.dataloader_train, StepOrder):
+            self.dataloader_train.count_from(steps)
+
     def on_train_end(self) -> None:
         if isinstance(self.dataloader_train, StepOrder):
             self.dataloader_train = self.dataloader_train.batches  # which nnU-Net shuts down

@@ -35,8 +35,11 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
                 "`unimrseg configure`, or use stage2.subset_sampling = 'uniform'."
             )
 
-        self.memory = NegativesMemory(settings.negatives_memory)
         self.steps = 0
+        self.forget_earlier_epochs()
+
+    def forget_earlier_epochs(self) -> None:
+        self.memory = NegativesMemory(self.settings.negatives_memory)
 
     @property
     def label_free_weight(self) -> float:

@@ -39,10 +39,13 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
 
     def prepare(self) -> None:
         count = len(self.modalities)
-        self.deck = SubsetDeck(count)
+        self.forget_earlier_epochs()
         every = self.settings.subsets_per_step == "all"
         self.steps = 0
         self.every_subset = torch.tensor(incomplete_subsets(count)) if every else None
+
+    def forget_earlier_epochs(self) -> None:
+        self.deck = SubsetDeck(len(self.modalities))
 
     @staticmethod
     def build_network_architecture(

@@ -73,12 +73,12 @@ class SubsetDeck:
 
     Args:
         num_modalities: number of modalities, at least two.
-        seed: for a repeatable order; None is random.
+        seed: of the order; None draws it from Python's generator.
     """
 
     def __init__(self, num_modalities: int, seed: int | None = None) -> None:
         self.num_modalities = num_modalities
-        self._random = random.Random(seed)
+        self._random = random.Random(random.getrandbits(64) if seed is None else seed)
         self._generator = torch.Generator().manual_seed(self._random.getrandbits(62))
         listed = 2**num_modalities - 1 <= MOST_LISTED_SUBSETS
         self._subsets = incomplete_subsets(num_modalities) if listed else []

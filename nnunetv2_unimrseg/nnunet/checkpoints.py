@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,8 +36,24 @@ _RESAMPLING = (
 _COMPARED = ("patch_size", "spacing", "normalization_schemes", "architecture")
 
 
+_NUMPY_TYPES: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
+    *(
+        (function, f"{module}.{function.__name__}")
+        for function in (np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0])
+        for module in ("numpy._core.multiarray", "numpy.core.multiarray")  # of numpy 2 and 1
+    ),
+]
+"""What nnU-Net's checkpoints hold besides tensors and Python's own types: the numbers of its log."""
+
+
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint that nnU-Net (or a trainer of this package) wrote.
+
+    Only tensors, Python's own types and numpy's are read. Where a file holds objects of other classes, which can run
+    code of whoever wrote it, a warning names them before they are read.
 
     Raises:
         UserError: when the file is absent, cannot be read (corrupted, truncated) or is not nnU-Net's.
@@ -44,7 +62,15 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}. Train that model first, or name another checkpoint.")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=False)
+        others = _other_classes(path)
+        if others:
+            warnings.warn(
+                f"The checkpoint {path} holds objects of {', '.join(others)}, so reading it can run code. Use it only "
+                "if you trust whoever made it.",
+                stacklevel=2,
+            )
+        with torch.serialization.safe_globals(_NUMPY_TYPES):
+            checkpoint = torch.load(path, map_location=device, weights_only=not others)
     except Exception as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({type(error).__name__}: {error}). The file is corrupted or was "
@@ -57,6 +83,12 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             "nnUNetv2_train wrote."
         )
     return dict(checkpoint)
+
+
+def _other_classes(path: Path) -> list[str]:
+    """Return the names of the classes and functions in a checkpoint that `weights_only` does not read."""
+    with torch.serialization.safe_globals(_NUMPY_TYPES):
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
 
 
 def weights_sha256(network_weights: Mapping[str, torch.Tensor]) -> str:
