@@ -52,7 +52,7 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         if self.steps % self.settings.pairs_every:
             use_first = torch.rand(len(data), 1, device=self.device) < 0.5
             one_view = self.network(data, torch.where(use_first, first_subsets, second_subsets))
-            return self.supervised_loss(one_view, target, labelled)
+            return cast(Tensor, self.supervised_loss(one_view, target, labelled))
         patients = torch.tensor([zlib.crc32(self.patient_name(str(key)).encode()) for key in batch["keys"]])
         patients = patients.to(self.device, non_blocking=True)
         first_loss, *first = self._run_first_view(data, target, first_subsets, labelled)

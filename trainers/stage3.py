@@ -91,7 +91,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
             student = partial(self._student_view, data, target, labelled, own)
             for available in earlier:
                 value = value + self.backward(student(available, *teacher) / len(subsets))
-        return value + student(last, *teacher) / len(subsets)
+        return cast(Tensor, value + student(last, *teacher) / len(subsets))
 
     def _one_view_loss(self, data: Tensor, target: Tensor | list[Tensor], labelled: Tensor | None) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""

@@ -41,8 +41,8 @@ _NUMPY_TYPES: list[Any] = [
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
     *(
-        (function, f"{module}.{function.__name__}")
-        for function in (np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0])
+        (function, f"{module}.{name}")
+        for name, function in (("scalar", np.float64(0).__reduce__()[0]), ("_reconstruct", np.empty(0).__reduce__()[0]))
         for module in ("numpy._core.multiarray", "numpy.core.multiarray")  # of numpy 2 and 1
     ),
 ]
