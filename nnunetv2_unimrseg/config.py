@@ -61,9 +61,10 @@ class SubsetSamplingConfig:
 
     subset_sampling: str = option(
         "uniform",
-        "'uniform': every non-empty subset is equally likely. 'per_modality': each modality is dropped on its own "
-        "with dropout_probability (never all of them).",
-        choices=("uniform", "per_modality"),
+        "'by_size': each number of modalities is equally likely, and so is each subset of that number; complete input "
+        "is then seen more often. 'uniform': every non-empty subset is equally likely. 'per_modality': each modality "
+        "is dropped on its own with dropout_probability (never all of them).",
+        choices=("by_size", "uniform", "per_modality"),
     )
     dropout_probability: float = option(
         0.5,
@@ -80,8 +81,8 @@ class UnlabelledConfig:
     unlabelled_share: float = option(
         0.5,
         "Share of a batch's samples that are of unlabelled cases, where there are any; rounded to at least one sample, "
-        "and at least one is labelled. Such batches come in the steps that compare views (pairs_every), for only these "
-        "learn without labels. At half, the two kinds count alike there. At 0 unlabelled cases are left out.",
+        "and at least one is labelled. Such batches come in all steps that learn without labels: those that compare "
+        "views (pairs_every), and with teacher_weight every step of stage 2. At 0 unlabelled cases are left out.",
         low=0.0,
         high=0.9,
     )
@@ -165,6 +166,15 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
         low=0.0,
     )
     temperature: float = option(0.5, "Temperature of NT-Xent (no unit), as in the paper.", low=0.01)
+    teacher_weight: float = option(
+        1.0,
+        "Weight of the distance of predictions for incomplete views of unlabelled samples to those of a moving average "
+        "of the network, which sees all modalities that they have. It acts only where there are unlabelled cases; "
+        "batches then have such samples in every step.",
+        low=0.0,
+    )
+    teacher_decay: float = option(0.99, "Decay of that average in a step.", low=0.0, high=0.9999)
+    teacher_start: float = option(0.3, "Share of the epochs after which that teacher is asked.", low=0.0, high=1.0)
     negatives_memory: int = option(
         64,
         "Number of pooled features of past steps that serve NT-Xent as negatives besides the batch's own. At 0, a "
@@ -210,8 +220,8 @@ class AdaptationConfig(TrainingConfig, UnlabelledConfig):
     )
     incomplete_label_weight: float = option(
         1.0,
-        "Weight of nnU-Net's segmentation loss on the incomplete views. At 0 only the complete view learns from "
-        "labels, as in the paper.",
+        "Weight of nnU-Net's segmentation loss on the incomplete views, where the complete view's is 1; stage 3 takes "
+        "the average. At 0 only the complete view learns from labels, as in the paper.",
         low=0.0,
     )
     adapter_lr_factor: float = option(
@@ -246,9 +256,10 @@ class AdaptationConfig(TrainingConfig, UnlabelledConfig):
         0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0
     )
     adapter_initial_scale: float = option(
-        0.0,
-        "Factor of what the adapters add, for each missing modality, before the first step. At 0 an untrained adapter "
-        "does nothing, and what is inside it has no gradient in the first step.",
+        0.1,
+        "Factor of what the adapters add, for each missing modality, before the first step. Features and what is added "
+        "are normalised alike, so at 0.1 the adapters start near the identity. At 0 they start as the identity, but "
+        "nothing inside them has a gradient at first, and they learn far more slowly.",
         low=0.0,
         high=1.0,
     )
@@ -291,14 +302,6 @@ class RetrofitConfig(AdaptationConfig):
         "Epochs. A step takes 1/3 + subsets_per_step forward-backward passes, so this is less than a tenth of stock "
         "nnU-Net's budget. As in stage 3; not tuned.",
         low=1,
-    )
-    adapter_initial_scale: float = option(
-        0.1,
-        "Factor of what the adapters add, for each missing modality, before the first step. Features and what is added "
-        "are normalised alike, so at 0.1 the adapters start near the identity, and all that is inside them has a "
-        "gradient from the first step on. Not tuned.",
-        low=0.0,
-        high=1.0,
     )
     start_from: str = option(
         "",

@@ -40,15 +40,14 @@ export PATH="$venv/bin:$PATH"
 if [ -n "$raw_dataset" ]; then
     name="$(basename "$raw_dataset")"
     number="$((10#${name:7:3}))"
-    epochs=(2 32 4)
+    settings=(--set stage2.num_epochs=32 stage3.num_epochs=4)
     memory=0.4
 else
     name=Dataset900_UniMRSegPhantom
     number=900
-    epochs=(2 20 3)
+    settings=()
     memory=0.2
 fi
-steps=50
 
 output="${UNIMRSEG_DEMO_OUTPUT:-$repository/demo_output}/$name"
 export nnUNet_raw="$output/nnUNet_raw" nnUNet_preprocessed="$output/nnUNet_preprocessed"
@@ -78,13 +77,7 @@ if [ ! -f "$planned" ]; then
     touch "$planned"
 fi
 
-# nnU-Net's learning rate is for 250 000 steps; in a few hundred, a higher one finds the tumour at all
-settings=(stage2.initial_lr=0.03 stage2.final_lr=0.00375 stage3.initial_lr=0.00375)
-for stage in 1 2 3; do
-    settings+=("stage$stage.num_epochs=${epochs[stage - 1]}" "stage$stage.num_iterations_per_epoch=$steps"
-        "stage$stage.num_val_iterations_per_epoch=5")
-done
-unimrseg configure -d "$number" -c "$configuration" -p "$plans" --set "${settings[@]}"
+unimrseg configure -d "$number" -c "$configuration" -p "$plans" --recipe short ${settings[@]+"${settings[@]}"}
 
 for stage in 1 2 3; do
     trainer="UniMRSegStage${stage}Trainer"
@@ -93,7 +86,7 @@ for stage in 1 2 3; do
         say "Stage $stage is trained already"
         continue
     fi
-    say "Training stage $stage: ${epochs[stage - 1]} epochs of $steps steps"
+    say "Training stage $stage"
     rm -rf "$segmentations" "$evaluation" # made with the model before this one
     resume=()
     [ -f "$fold/checkpoint_best.pth" ] && resume=(--c)

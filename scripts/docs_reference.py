@@ -20,6 +20,7 @@ from pathlib import Path
 from nnunetv2_unimrseg.cli.main import COMMANDS, build_parser
 from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.config_fields import allowed_range
+from nnunetv2_unimrseg.recipes import RECIPES
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -126,10 +127,11 @@ def configuration_page() -> str:
         "[`unimrseg configure`](commands.md#unimrseg-configure):",
         "```bash\nunimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --set stage1.num_epochs=50\n"
         "unimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --unset stage1.num_epochs\n```",
-        "Without `--set` and `--unset` the command lists all values that are in force. An unknown name or a value out "
-        "of range is refused, and all mistakes are listed at once.",
+        "Without `--recipe`, `--set` and `--unset` the command lists all values that are in force. An unknown name or "
+        "a value out of range is refused, and all mistakes are listed at once.",
     ]
     config = UniMRSegConfig()
+    lines += ["## Recipes", *_recipes(config)]
     for section in dataclasses.fields(config):
         values = getattr(config, section.name)
         lines += [
@@ -138,6 +140,25 @@ def configuration_page() -> str:
         ]
         lines += [_field(section.name, field, getattr(values, field.name)) for field in dataclasses.fields(values)]
     return "\n\n".join(lines) + "\n"
+
+
+def _recipes(config: UniMRSegConfig) -> Iterator[str]:
+    """Yield how recipes are used, and a table of each."""
+    yield "A recipe sets several values at once; `--set` and `--unset` in the same command come after it."
+    yield (
+        "```bash\nunimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --recipe short\n"
+        "unimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --recipe default\n```"
+    )
+    defaults = config.to_dict()
+    for name, (about, settings) in RECIPES.items():
+        yield f"`{name}`{_LIST_ITEM}{about}"
+        rows = [
+            f"| `{section}.{field}` | {json.dumps(value)} | {json.dumps(defaults[section][field])} |"
+            for section, fields in settings.items()
+            for field, value in fields.items()
+        ]
+        if rows:
+            yield "\n".join(["| field | value | default |", "|---|---|---|", *rows])
 
 
 def _field(section: str, field: dataclasses.Field, default: object) -> str:

@@ -24,6 +24,7 @@ from nnunetv2_unimrseg.nnunet import training_process
 from nnunetv2_unimrseg.nnunet.stage_training import StageTraining
 from nnunetv2_unimrseg.nnunet.training_state import TrainingState, training_state
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
+from nnunetv2_unimrseg.trainers import resuming
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
 from nnunetv2_unimrseg.utils.files import file_problem
@@ -151,9 +152,9 @@ def test_what_an_earlier_training_left_is_not_gone_on_from():
 def test_continuing_takes_the_newest_whole_checkpoint(monkeypatch, there, expected, epoch):
     write(made(), **there)
     trainer = made(continues=True)
-    read, load = [], torch.load
+    read, load = [], resuming.read_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", lambda path, **options: read.append(path) or load(path, **options))
+        patch.setattr(resuming, "read_checkpoint", lambda path: read.append(path) or load(path))
         trainer.load_checkpoint(str(path_of(trainer, next(iter(there)))))  # as nnU-Net: final, else latest, else best
     assert trainer.current_epoch == epoch
     assert sorted(read) == sorted(path_of(trainer, name) for name in there)

@@ -17,7 +17,7 @@ from training_steps import labels, segmentation_loss, stub
 
 from nnunetv2_unimrseg.config import RetrofitConfig, Stage2Config, Stage3Config
 from nnunetv2_unimrseg.data.case_table import TrainingCase
-from nnunetv2_unimrseg.method.losses import nt_xent
+from nnunetv2_unimrseg.method.contrast import nt_xent
 from nnunetv2_unimrseg.trainers.retrofit import UniMRSegRetrofitTrainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
@@ -124,18 +124,14 @@ def mixed_gradients(step: str, batch_dice: bool, samples: slice, *, distributed:
     network = trained_network(trainer.section)
     made = stub(trainer, network, "classes", settings, TABLE)
     made.loss = DeepSupervisionWrapper(segmentation_loss("classes", batch_dice=batch_dice, ddp=distributed), (1.0, 0.5))
+    made._draw_one_view = lambda _: VIEWS[0][samples]
     made._draw_views = made._deal_subsets = lambda _: [subsets[samples] for subsets in VIEWS]
     if distributed:
         made.network, made.is_ddp = DistributedDataParallel(network), True
     data = images(batch=4)
     data[2, 1:3] = data[3, 2] = math.nan
     target = torch.cat((labels("classes"), labels("classes").flip(0)))[samples]
-    use_first = torch.rand  # which of the views the one-view steps see
-    try:
-        torch.rand = lambda *_, **__: torch.tensor([[0.1], [0.9], [0.9], [0.1]])[samples]
-        loss = made.compute_loss(data[samples], [target, target[..., ::2, ::2, ::2]], {"keys": MIXED[samples]})
-    finally:
-        torch.rand = use_first
+    loss = made.compute_loss(data[samples], [target, target[..., ::2, ::2, ::2]], {"keys": MIXED[samples]})
     made.backward(loss)
     return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
 

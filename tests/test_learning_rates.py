@@ -39,6 +39,18 @@ def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, factor * 1e-2])
 
 
+def test_the_encoder_is_annealed_before_stage_3_freezes_it(folders):
+    made = tiny.trainer(UniMRSegStage2Trainer, initial_lr=1e-2, final_lr=2e-3, num_epochs=10)
+    made.network = unet(adapters=False)
+    optimizer, scheduler = made.configure_optimizers()
+    others, encoder = optimizer.param_groups
+    assert set(encoder["param_names"]) == {name for name, _ in made.network.named_parameters() if "encoder." in name}
+    for epoch in range(11):
+        scheduler.step(epoch)
+        assert encoder["lr"] == pytest.approx(1e-2 * (1 - epoch / 10) ** 0.9)
+    assert others["lr"] == pytest.approx(2e-3)
+
+
 def learning_rates(trainer: type, configure: Callable | None = None, **settings: object) -> list[float]:
     """Return the learning rate of every epoch, and what would follow after the last."""
     made = tiny.trainer(trainer, **settings)

@@ -7,8 +7,6 @@ import torch
 from skimage.metrics import structural_similarity
 
 from nnunetv2_unimrseg.method.losses import (
-    multi_stage_nt_xent,
-    nt_xent,
     prediction_consistency,
     reconstruction_loss,
     ssim,
@@ -56,13 +54,6 @@ def test_reconstruction_loss_without_any_known_channel_is_zero():
     loss.backward()
     assert loss.item() == 0
     assert not prediction.grad.any()
-
-
-def test_contrast_is_the_mean_over_stages():
-    stages = [(torch.randn(3, width), torch.randn(3, width)) for width in (4, 9)]
-    terms = [nt_xent(*stage, torch.arange(3), 0.3).item() for stage in stages]
-    ours = multi_stage_nt_xent(*zip(*stages, strict=True), torch.arange(3), 0.3)
-    assert ours.item() == pytest.approx(sum(terms) / 2)
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 
 from nnunetv2_unimrseg.method import losses
+from nnunetv2_unimrseg.method.contrast import nt_xent
 from nnunetv2_unimrseg.method.losses import (
     Float32Loss,
-    NegativesMemory,
     feature_consistency,
-    multi_stage_nt_xent,
-    nt_xent,
     prediction_consistency,
     reconstruction_loss,
     ssim,
@@ -101,137 +97,6 @@ def test_reconstruction_loss_is_l1_plus_one_minus_ssim_of_known_channels():
     loss = reconstruction_loss(prediction, target, l1_weight=2, ssim_weight=0.5, known=known)
     assert loss.item() == pytest.approx(np.mean(expected), abs=1e-5)
     assert reconstruction_loss(target, target).item() == pytest.approx(0, abs=1e-5)
-
-
-def double_loop(
-    first: torch.Tensor,
-    second: torch.Tensor,
-    patients: list[int],
-    temperature: float,
-    past: torch.Tensor | tuple = (),
-    past_patients: tuple[int, ...] = (),
-) -> float:
-    views = [*first.double(), *second.double(), *(feature.double() for feature in past)]
-    owners = [*patients * 2, *past_patients]
-    count = len(patients)
-
-    def similarity(a: int, b: int) -> float:
-        return float(views[a] @ views[b] / views[a].norm() / views[b].norm()) / temperature
-
-    losses = []
-    for anchor in range(2 * count):
-        positive = (anchor + count) % (2 * count)
-        denominator = math.exp(similarity(anchor, positive))
-        for other in range(len(views)):
-            if owners[other] != owners[anchor]:
-                denominator += math.exp(similarity(anchor, other))
-        losses.append(-similarity(anchor, positive) + math.log(denominator))
-    return sum(losses) / len(losses)
-
-
-@pytest.mark.parametrize("patients", [[0], [0, 1], [0, 0, 1], [3, 1, 3, 2, 1], [0, 1, 2, 3, 4, 5]])
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_nt_xent_against_a_double_loop(patients, temperature):
-    first, second = torch.randn(len(patients), 6), torch.randn(len(patients), 6)
-    ours = nt_xent(first, second, torch.tensor(patients), temperature)
-    assert ours.item() == pytest.approx(double_loop(first, second, patients, temperature), abs=1e-5)
-
-
-def test_nt_xent_without_negatives_is_zero_with_finite_gradients():
-    first, second = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
-    loss = nt_xent(first, second, torch.tensor([7, 7, 7]))
-    loss.backward()
-    assert loss.item() == 0
-    assert torch.equal(first.grad, torch.zeros_like(first))
-
-
-def test_nt_xent_has_gradients_into_both_views():
-    first, second = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    nt_xent(first, second, torch.arange(3)).backward()
-    assert (first.grad.abs().sum(1) > 0).all()
-    assert (second.grad.abs().sum(1) > 0).all()
-
-
-@pytest.mark.parametrize("patients", [[0], [0, 1], [0, 0, 1], [3, 1, 3, 2, 1]])
-@pytest.mark.parametrize("past_patients", [(0,), (4,), (0, 1, 1, 5, 3, 5), (7, 8, 9, 7)])
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_nt_xent_with_past_negatives_against_a_double_loop(patients, past_patients, temperature):
-    first, second, past = (torch.randn(count, 6) for count in (len(patients), len(patients), len(past_patients)))
-    ours = nt_xent(first, second, torch.tensor(patients), temperature, (past, torch.tensor(past_patients)))
-    expected = double_loop(first, second, patients, temperature, past, past_patients)
-    assert ours.item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_past_features_are_negatives_of_other_patients_alone_and_get_no_gradient():
-    first, second = torch.randn(1, 4, requires_grad=True), torch.randn(1, 4, requires_grad=True)
-    past = torch.randn(3, 4, requires_grad=True)
-    one_patient = torch.tensor([5])
-    alone = nt_xent(first, second, one_patient, past=(past, torch.tensor([5, 5, 5])))
-    alone.backward()
-    assert alone.item() == 0
-    assert not first.grad.any() and not second.grad.any()
-    mixed = nt_xent(first, second, one_patient, past=(past, torch.tensor([5, 2, 5])))
-    mixed.backward()
-    torch.testing.assert_close(mixed, nt_xent(first, second, one_patient, 0.5, (past[1:2], torch.tensor([2]))))
-    assert mixed > 0
-    assert first.grad.any() and second.grad.any()
-    assert past.grad is None
-
-
-def test_the_memory_is_first_in_first_out_with_the_patients_of_its_features():
-    memory = NegativesMemory(5)
-    steps = [(1.0, 2.0, 10), (3.0, 4.0, 11), (5.0, 6.0, 12)]
-    kept = []
-    for first, second, patient in steps:
-        widths = (2, 3)
-        memory.add(
-            [torch.full((1, width), first) for width in widths],
-            [torch.full((1, width), second) for width in widths],
-            torch.tensor([patient]),
-        )
-        kept = [*kept, (first, patient), (second, patient)][-5:]
-        assert [tuple(stage.shape) for stage in memory.features] == [(len(kept), width) for width in widths]
-        for stage in memory.features:
-            assert stage[:, 0].tolist() == stage[:, -1].tolist() == [value for value, _ in kept]
-        assert memory.patients.tolist() == [patient for _, patient in kept]
-    assert [value for value, _ in kept] == [2, 3, 4, 5, 6]
-
-
-def test_a_batch_larger_than_the_memory_leaves_its_last_features():
-    memory = NegativesMemory(3)
-    first, second = torch.arange(4.0)[:, None], torch.arange(4.0, 8.0)[:, None]
-    memory.add([first], [second], torch.tensor([0, 1, 2, 3]))
-    assert memory.features[0][:, 0].tolist() == [5, 6, 7]
-    assert memory.patients.tolist() == [1, 2, 3]
-
-
-def test_the_memory_keeps_detached_copies():
-    memory = NegativesMemory(8)
-    first, second = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, requires_grad=True)
-    memory.add([2 * first], [second], torch.tensor([0, 1]))
-    assert not memory.features[0].requires_grad
-    with torch.no_grad():
-        second.fill_(9)
-    assert memory.features[0].tolist() == [[2.0] * 3] * 2 + [[1.0] * 3] * 2
-
-
-@pytest.mark.parametrize("size", [0, 4])
-def test_contrast_over_stages_with_a_memory(size):
-    memory, stages = NegativesMemory(size), [3, 5]
-    patients, past_patients = torch.tensor([0, 1]), torch.tensor([1, 2])
-    past_views = [[torch.randn(2, width) for width in stages] for _ in range(2)]
-    memory.add(*past_views, past_patients)
-    first, second = ([torch.randn(2, width) for width in stages] for _ in range(2))
-    terms = []
-    for stage in range(2):
-        past = torch.cat([view[stage] for view in past_views]) if size else ()
-        terms.append(double_loop(first[stage], second[stage], [0, 1], 0.3, past, (1, 2, 1, 2) if size else ()))
-    ours = multi_stage_nt_xent(first, second, patients, 0.3, memory)
-    assert ours.item() == pytest.approx(sum(terms) / 2, abs=1e-5)
-    without = multi_stage_nt_xent(first, second, patients, 0.3)
-    assert (ours.item() == without.item()) == (size == 0)
-    assert len(memory.patients) == size
-    assert [len(stage) for stage in memory.features] == ([size] * 2 if size else [])
 
 
 @pytest.mark.parametrize("regions", [False, True])

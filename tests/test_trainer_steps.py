@@ -13,7 +13,7 @@ from torch import nn
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.augmentation import draw_corruption
-from nnunetv2_unimrseg.method.losses import feature_consistency, nt_xent, prediction_consistency, reconstruction_loss
+from nnunetv2_unimrseg.method.losses import feature_consistency, prediction_consistency, reconstruction_loss
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.retrofit import UniMRSegRetrofitTrainer
 from nnunetv2_unimrseg.trainers.segmentation import mark_missing
@@ -128,52 +128,6 @@ SUBSETS = [
 ]
 
 
-@pytest.mark.parametrize("same_patient", [False, True])
-def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch, same_patient):
-    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3)
-    monkeypatch.setattr(made, "_draw_views", lambda _: SUBSETS)
-    given = batch()
-    given["keys"] = ["patient_1", "patient_1" if same_patient else "patient_2"]
-    supervised, pooled = [], []
-    for subset in SUBSETS:
-        logits, features = made.network(given["data"], subset, return_features=True)
-        supervised.append(made.loss(logits, given["target"]))
-        pooled.append([stage.mean((2, 3, 4)) for stage in features])
-    patients = torch.tensor([0, 0 if same_patient else 1])
-    contrast = sum(nt_xent(one, two, patients, 0.3) for one, two in zip(*pooled, strict=True)) / 3
-    assert (contrast == 0) == same_patient
-    expected = (supervised[0] + supervised[1]) / 2 + 0.7 * contrast
-    torch.testing.assert_close(made.compute_loss(given["data"], given["target"], given), expected)
-
-
-@pytest.mark.parametrize("size", [0, 3, 64])
-def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
-    settings = {"contrastive_weight": 0.7, "temperature": 0.3, "negatives_memory": size}
-    made = make(UniMRSegStage2Trainer, **settings)
-    monkeypatch.setattr(made, "_draw_views", lambda count: [subset[:count] for subset in SUBSETS])
-    whole, past, past_patients = batch(), [[], [], []], []
-    for step, (patient, sample) in enumerate([("first", 0), ("second", 1), ("first", 1)]):
-        data, target = whole["data"][sample : sample + 1], [scale[sample : sample + 1] for scale in whole["target"]]
-        supervised, pooled = [], []
-        for subset in SUBSETS:
-            logits, features = made.network(data, subset[:1], return_features=True)
-            supervised.append(made.loss(logits, target))
-            pooled.append([stage.mean((2, 3, 4)).detach() for stage in features])
-        terms = []
-        for first, second, negatives in zip(*pooled, past, strict=True):
-            others = [kept for kept, owner in zip(negatives, past_patients, strict=True) if owner != patient]
-            for anchor, positive in ((first, second), (second, first)):
-                scores = [torch.cosine_similarity(anchor, other) / 0.3 for other in (positive, *others)]
-                terms.append(torch.cat(scores).logsumexp(0) - scores[0])
-        contrast = torch.cat(terms).mean()
-        assert (contrast > 1e-3) == (size > 0 and step > 0)
-        expected = (supervised[0] + supervised[1]) / 2 + 0.7 * contrast
-        torch.testing.assert_close(made.compute_loss(data, target, {"keys": [patient]}), expected)
-        added = zip(*pooled, strict=True)
-        past = [[*kept, *new][-size:] if size else [] for kept, new in zip(past, added, strict=True)]
-        past_patients = [*past_patients, patient, patient][-size:] if size else []
-
-
 @pytest.mark.parametrize("labels", LABELS)
 def test_loss_of_stage_3_is_the_teachers_and_the_mean_over_students(monkeypatch, labels):
     made = make(
@@ -191,8 +145,8 @@ def test_loss_of_stage_3_is_the_teachers_and_the_mean_over_students(monkeypatch,
         logits, features = made.network(data, subset, return_features=True)
         distance = prediction_consistency(logits[0], teacher[0].detach(), regions=labels == "regions")
         alike = feature_consistency(features, taught)
-        students.append(0.5 * alike + 2.0 * distance + 0.3 * made.loss(logits, target))
-    expected = made.loss(teacher, target) + (students[0] + students[1]) / 2
+        students.append(0.5 * alike + 2.0 * distance + 0.3 / 1.3 * made.loss(logits, target))
+    expected = made.loss(teacher, target) / 1.3 + (students[0] + students[1]) / 2
     learning = [parameter for parameter in made.network.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(expected, learning, allow_unused=True)
     loss = made.compute_loss(data, target, given)
@@ -309,7 +263,7 @@ def test_losses_without_labels_use_ignored_voxels(trainer):
 
 
 def test_stage_3_begins_where_stage_2_ended():
-    stage_2, stage_3 = make(UniMRSegStage2Trainer), make(UniMRSegStage3Trainer)
+    stage_2, stage_3 = make(UniMRSegStage2Trainer), make(UniMRSegStage3Trainer, adapter_initial_scale=0.0)
     missing, unexpected = stage_3.network.load_state_dict(stage_2.network.state_dict(), strict=False)
     assert not unexpected
     assert parts(set(missing)) == {"adapters"}
@@ -331,13 +285,14 @@ def test_validation_reports_complete_and_incomplete_input(trainer, labels):
     with torch.no_grad():
         outputs = [made.validation_step(given), made.validation_step(batch(labels))]
     assert torch.equal(given["data"].nan_to_num(9), original["data"].nan_to_num(9))
+    with torch.no_grad():
+        made.on_validation_epoch_end(outputs)
     made.on_validation_epoch_start()
     subsets = made.validation_deck.deal(2)
     with torch.no_grad():
         views = [made.network(view) for view in (original["data"], mark_missing(original["data"], subsets))]
     expected = sum(float(made.loss(logits, original["target"])) for logits in views) / 2
     assert float(outputs[0]["loss"]) == pytest.approx(expected, rel=1e-5)
-    made.on_validation_epoch_end(outputs)
     values = {key: made.logger.get_value(key, step=0) for key in ("dice_complete", "dice_incomplete", "mean_fg_dice")}
     assert all(0 <= value <= 1 for value in values.values())
     assert values["mean_fg_dice"] == pytest.approx((values["dice_complete"] + values["dice_incomplete"]) / 2, abs=1e-5)

@@ -32,11 +32,11 @@ SUBSETS = [
     torch.tensor([[False, True, True, True], [True, False, False, False]]),
 ]
 STEPS = {
-    "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2)),
-    "stage 2, pair": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=0.0)),
+    "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2, teacher_weight=0.0)),
+    "stage 2, pair": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=0.0, teacher_weight=0.0)),
     "stage 2, pair, checkpointed": (
         UniMRSegStage2Trainer,
-        Stage2Config(pairs_every=1, contrastive_weight=0.0, checkpoint_views=True),
+        Stage2Config(pairs_every=1, contrastive_weight=0.0, teacher_weight=0.0, checkpoint_views=True),
     ),
     "stage 3, one view": (UniMRSegStage3Trainer, Stage3Config(pairs_every=2)),
     "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config(feature_weight=0.0, prediction_weight=0.0)),
@@ -83,6 +83,7 @@ def make(
     network = trained_network(trainer.section)
     made = stub(trainer, network, kind, type(config)(**{**vars(config), **settings}), TABLE)
     made.loss = DeepSupervisionWrapper(segmentation_loss(kind, batch_dice=batch_dice), (1.0, 0.5))
+    made._draw_one_view = lambda count: SUBSETS[0][:count]
     made._draw_views = made._deal_subsets = lambda count: [subset[:count] for subset in SUBSETS]
     made.deck = SimpleNamespace(deal=lambda count: SUBSETS[1][:count])
     return made, network
@@ -121,6 +122,8 @@ def test_a_batch_without_labels_gives_a_gradient_of_zero_to_all_that_learns(step
 
 WITHOUT_LABELS = {
     "stage 2, pair": {"contrastive_weight": 1.0},
+    "stage 2, one view": {"teacher_weight": 1.0},
+    "stage 2, pair, checkpointed": {"teacher_weight": 1.0},
     "stage 3, pair": {"feature_weight": 1.0, "prediction_weight": 1.0},
     "retrofit": {"feature_weight": 1.0, "prediction_weight": 1.0},
 }
@@ -150,13 +153,13 @@ def test_a_student_that_sees_all_its_teacher_saw_learns_from_labels_only(label_w
     ]
     made._deal_subsets = lambda _: subsets
     teacher, teacher_features = network(data, skip_adapters=True, return_features=True)
-    expected = made.loss(teacher, target)
+    expected = made.loss(teacher, target) / (1 + label_weight)
     for subset, taught in zip(subsets, (1, 1, 2), strict=True):
         logits, features = network(data, subset, return_features=True)
         alike = feature_consistency([f[:taught] for f in features], [f[:taught] for f in teacher_features])
         distance = prediction_consistency(logits[0][:taught], teacher[0][:taught], regions=False)
         consistency = taught / 2 * (0.5 * alike + 2.0 * distance)
-        expected = expected + (consistency + label_weight * made.loss(logits, target)) / 3
+        expected = expected + (consistency + label_weight / (1 + label_weight) * made.loss(logits, target)) / 3
     loss = made.compute_loss(data, target, {"keys": ["labelled", "without_c"]})
     torch.testing.assert_close(loss, expected)
 

@@ -9,11 +9,13 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_lo
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 from nnunetv2_unimrseg.data.case_table import TrainingCase
+from nnunetv2_unimrseg.modalities import Modalities
 
 METHODS = (
-    "_run_first_view", "_view", "_draw_views", "_teacher_view", "_student_view", "_deal_subsets", "_one_view_loss",
-    "_consistency", "_taught_samples", "see_incomplete", "backward", "without_synchronisation", "supervised_loss",
-    "labelled_samples", "own_modalities", "patient_name", "compute_loss", "forget_earlier_epochs",
+    "_run_first_view", "_view", "_draw_views", "_draw_one_view", "_teacher_view", "_student_view", "_deal_subsets",
+    "_one_view_loss", "_consistency", "_taught_samples", "see_incomplete", "backward", "without_synchronisation",
+    "supervised_loss", "labelled_samples", "own_modalities", "patient_name", "patient_numbers", "compute_loss",
+    "forget_earlier_epochs", "incomplete_label_share", "_loss_of_view", "_teaches",
 )  # fmt: skip
 
 
@@ -47,8 +49,9 @@ def stub(
     """Just what `compute_loss` needs of a trainer."""
     case_table = case_table or {}
     made = SimpleNamespace(
-        network=network, settings=settings, loss=segmentation_loss(kind), modalities=tuple("abcd"), is_ddp=False,
+        network=network, settings=settings, loss=segmentation_loss(kind), modalities=Modalities("abcd"), is_ddp=False,
         device=torch.device("cpu"), label_manager=SimpleNamespace(has_regions=kind == "regions"), current_epoch=10**6,
+        num_epochs=1, unwrapped_network=network,
         grad_scaler=None, case_table=case_table, dataset_json={},
         unlabelled_cases={name for name, case in case_table.items() if not case.labelled},
     )  # fmt: skip

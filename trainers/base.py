@@ -48,11 +48,15 @@ LR_FACTOR = "lr_factor"
 """Key of a group of parameters: its learning rate divided by the schedule's."""
 
 
+ANNEALED = "annealed"
+"""Key of a group of parameters whose learning rate decays to zero, whatever the schedule's final rate."""
+
+
 class FlooredPolyLRScheduler(PolyLRScheduler):
     """nnU-Net's polynomial decay to a rate that may be above zero, times the factor of each group of parameters.
 
     Args:
-        optimizer: its groups name their `LR_FACTOR`.
+        optimizer: its groups name their `LR_FACTOR`; those that are `ANNEALED` end at zero.
         initial_lr: learning rate at the first epoch.
         final_lr: learning rate that would follow after the last epoch.
         num_epochs: of the training.
@@ -60,11 +64,15 @@ class FlooredPolyLRScheduler(PolyLRScheduler):
 
     def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, final_lr: float, num_epochs: int) -> None:
         share_left = (final_lr / initial_lr) ** (1 / POLY_EXPONENT) if final_lr else 0
+        self.num_epochs = num_epochs
         super().__init__(optimizer, initial_lr, num_epochs / (1 - share_left), POLY_EXPONENT)
 
     def step(self, current_step: int | None = None) -> None:
-        super().step(0 if current_step is None or current_step == -1 else current_step)
+        epoch = 0 if current_step is None or current_step == -1 else current_step
+        super().step(epoch)
         for group in self.optimizer.param_groups:
+            if group.get(ANNEALED):
+                group["lr"] = self.initial_lr * max(0.0, 1 - epoch / self.num_epochs) ** POLY_EXPONENT
             group["lr"] *= group[LR_FACTOR]
 
 
@@ -149,10 +157,13 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         )
         return optimizer, FlooredPolyLRScheduler(optimizer, self.initial_lr, self.settings.final_lr, self.num_epochs)
 
+    def learning_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Return the parameters that learn, with their names."""
+        return [(name, one) for name, one in self.unwrapped_network.named_parameters() if one.requires_grad]
+
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the parameters that learn, in the optimizer's groups, each with the factor of its learning rate."""
-        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        return [{"params": learning, LR_FACTOR: 1.0}]
+        """Return `learning_parameters` in the optimizer's groups, each with the factor of its learning rate."""
+        return [{"params": self.learning_parameters(), LR_FACTOR: 1.0}]
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint as nnU-Net does; it replaces the one before it only when it is whole.

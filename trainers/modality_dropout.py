@@ -7,10 +7,10 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 
 from nnunetv2_unimrseg.method.augmentation import draw_subsets
-from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+from nnunetv2_unimrseg.trainers.retrieval import RetrievalTrainer
 
 
-class UniMRSegModalityDropoutTrainer(SegmentationTrainer):
+class UniMRSegModalityDropoutTrainer(RetrievalTrainer):
     """One view a step, with a random subset of the modalities (complete among them) and nnU-Net's own loss."""
 
     section: ClassVar[str] = "modality_dropout"

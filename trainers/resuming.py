@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from nnunetv2_unimrseg.errors import UserError, counted, in_one_line, listed
 from nnunetv2_unimrseg.nnunet.checkpoints import read_checkpoint
 from nnunetv2_unimrseg.utils.files import has_zip_directory
@@ -101,6 +104,27 @@ def _read(path: Path) -> dict[str, Any]:
     if absent:
         raise UserError(f"it holds no {', '.join(absent)}")
     return content
+
+
+def carry_momentum(network: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> int:
+    """Give the parameters of an optimizer the momentum that those of the same name have in a checkpoint.
+
+    Returns:
+        For how many parameters there is one; 0 for a checkpoint that does not name its parameters, as nnU-Net's.
+    """
+    saved = checkpoint.get("optimizer_state", {"param_groups": []})
+    numbers = {
+        name: number
+        for group in saved["param_groups"]
+        for name, number in zip(group.get("param_names", ()), group["params"], strict=False)
+    }
+    carried = 0
+    for name, parameter in network.named_parameters():
+        momentum = saved["state"].get(numbers[name], {}).get("momentum_buffer") if name in numbers else None
+        if momentum is not None and parameter.requires_grad:
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter, copy=True)
+            carried += 1
+    return carried
 
 
 def restore_state(trainer: UniMRSegTrainer, checkpoint: Mapping[str, Any]) -> None:

@@ -6,27 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
-from torch.nn.functional import l1_loss
 
 from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
 from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.method.networks.retrofit import RetrofitUNet
-from nnunetv2_unimrseg.method.networks.unet import present_modalities, zero_missing
 from nnunetv2_unimrseg.nnunet.checkpoints import check_no_differences, input_differences
 from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import SCRATCH
-from nnunetv2_unimrseg.trainers.segmentation import VALIDATION_SEED, SegmentationTrainer
-from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer, full_resolution
-
-ADAPTED, PLAIN = "distance_adapted", "distance_plain"
-"""Keys of the outputs of a validation step: distance of features to those of the complete view, by encoder stage."""
+from nnunetv2_unimrseg.trainers.segmentation import full_resolution
+from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 
 
 class UniMRSegRetrofitTrainer(UniMRSegStage3Trainer):
@@ -38,10 +31,10 @@ class UniMRSegRetrofitTrainer(UniMRSegStage3Trainer):
     """
 
     section: ClassVar[str] = "retrofit"
-    curves: ClassVar[dict[str, str]] = {
-        **SegmentationTrainer.curves,
-        "gap_closed": "gap closed by the adapters, mean over their encoder stages",
-    }
+
+    @property
+    def incomplete_label_share(self) -> float:
+        return float(self.settings.incomplete_label_weight)
 
     @staticmethod
     def build_network_architecture(
@@ -121,44 +114,3 @@ class UniMRSegRetrofitTrainer(UniMRSegStage3Trainer):
 
     def see_incomplete(self, data: Tensor, available: Tensor) -> tuple[Tensor | list[Tensor], list[Tensor]]:
         return cast(tuple[Any, Any], self.network(data, available, return_features=True, all_incomplete=True))
-
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
-        self.gap_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED + self.local_rank)
-
-    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {**super().validation_step(batch), **self._feature_distances(batch["data"])}
-
-    @torch.no_grad()
-    def _feature_distances(self, data: Tensor) -> dict[str, np.ndarray]:
-        """Return how far the features of incomplete views are from the complete view's, with adapters and without.
-
-        Both are `(S,)`, the mean absolute difference for each encoder stage; 0 where no sample of `data` is complete.
-        """
-        network = self.unwrapped_network
-        subsets = self.gap_deck.deal(len(data))
-        channels = self.modalities.channels
-        complete = present_modalities(data[:, : self.modalities.num_channels], channels).all(1)
-        if not complete.any():
-            return {name: np.zeros(len(network.encoder.stages)) for name in (ADAPTED, PLAIN)}
-        data, subsets = (part.to(self.device) for part in (data[complete], subsets[complete]))
-        with self.autocast():
-            whole = network.encode(data, torch.zeros_like(subsets))
-            x, available = zero_missing(data, channels, subsets)
-            adapted, plain = (network.encode(x, ~available, skip_adapters=skip) for skip in (False, True))
-        return {
-            name: np.array([float(l1_loss(one.float(), to.float())) for one, to in zip(view, whole, strict=True)])
-            for name, view in ((ADAPTED, adapted), (PLAIN, plain))
-        }
-
-    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        adapted, plain = (
-            np.sum(self.from_all_ranks(np.sum([output[name] for output in val_outputs], axis=0)), axis=0)
-            for name in (ADAPTED, PLAIN)
-        )
-        super().on_validation_epoch_end(val_outputs)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gap_closed = 1 - adapted / plain
-        mean = float(np.mean(gap_closed[self.unwrapped_network.first_adapter :]))
-        self.logger.log("gap_closed", mean, self.current_epoch)
-        self.print_to_log_file("Gap closed in each encoder stage", np.round(gap_closed, 4).tolist())

@@ -41,6 +41,11 @@ def mark_missing(data: Tensor, available: Tensor, channels: Channels | None = No
     return torch.where(kept.view(*kept.shape, *[1] * (data.ndim - 2)), data, math.nan)
 
 
+def full_resolution(logits: Tensor | list[Tensor]) -> Tensor:
+    """Return the full-resolution logits, which come first under deep supervision."""
+    return logits if isinstance(logits, Tensor) else logits[0]
+
+
 class SegmentationTrainer(UniMRSegTrainer):
     """Validates every batch twice, complete and with random incomplete subsets; `checkpoint_best` follows the mean."""
 

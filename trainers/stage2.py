@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, ClassVar, cast
 
 import torch
@@ -11,12 +10,17 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.augmentation import draw_subsets
-from nnunetv2_unimrseg.method.losses import NegativesMemory, multi_stage_nt_xent
-from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+from nnunetv2_unimrseg.method.contrast import NegativesMemory, multi_stage_nt_xent
+from nnunetv2_unimrseg.method.losses import certainty, prediction_consistency
+from nnunetv2_unimrseg.method.networks.unet import present_modalities, usable_modalities
+from nnunetv2_unimrseg.trainers.base import ANNEALED, LR_FACTOR
+from nnunetv2_unimrseg.trainers.retrieval import RetrievalTrainer
+from nnunetv2_unimrseg.trainers.segmentation import full_resolution
+from nnunetv2_unimrseg.trainers.teacher import AverageTeacher
 from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
 
-class UniMRSegStage2Trainer(SegmentationTrainer):
+class UniMRSegStage2Trainer(RetrievalTrainer):
     """Every `pairs_every`-th step: mean of nnU-Net's loss on two views of each sample + contrastive_weight * NT-Xent.
 
     The other steps look at one of the two views, with nnU-Net's loss alone. Unlabelled samples take part in the
@@ -40,21 +44,36 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
 
     def forget_earlier_epochs(self) -> None:
         self.memory = NegativesMemory(self.settings.negatives_memory)
+        self.teacher: AverageTeacher | None = None
+
+    def _step(self, loss: Tensor) -> None:
+        super()._step(loss)
+        if self.teacher is not None:
+            self.teacher.follow(self.unwrapped_network)
 
     @property
     def label_free_weight(self) -> float:
-        return float(self.settings.contrastive_weight)
+        return float(self.settings.contrastive_weight + self.settings.teacher_weight)
+
+    @property
+    def mixed_every(self) -> int:
+        return 1 if self.settings.teacher_weight > 0 else super().mixed_every
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the decoder's parameters and the encoder's, whose rate decays to zero, for stage 3 freezes them."""
+        named = self.learning_parameters()
+        encoder = [(name, one) for name, one in named if name.startswith("encoder.")]
+        others = [(name, one) for name, one in named if not name.startswith("encoder.")]
+        return [{"params": others, LR_FACTOR: 1.0}, {"params": encoder, LR_FACTOR: 1.0, ANNEALED: True}]
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         self.steps += 1
-        first_subsets, second_subsets = self._draw_views(len(data))
         labelled = self.labelled_samples(batch)
         if self.steps % self.settings.pairs_every:
-            use_first = torch.rand(len(data), 1, device=self.device) < 0.5
-            one_view = self.network(data, torch.where(use_first, first_subsets, second_subsets))
-            return cast(Tensor, self.supervised_loss(one_view, target, labelled))
-        patients = torch.tensor([zlib.crc32(self.patient_name(str(key)).encode()) for key in batch["keys"]])
-        patients = patients.to(self.device, non_blocking=True)
+            available = self._draw_one_view(len(data)).to(self.device, non_blocking=True)
+            return self._loss_of_view(self.network(data, available), data, target, available, labelled)
+        first_subsets, second_subsets = self._draw_views(len(data))
+        patients = self.patient_numbers(batch).to(self.device, non_blocking=True)
         first_loss, *first = self._run_first_view(data, target, first_subsets, labelled)
         second_loss, *second = self._view(data, target, second_subsets, labelled)
         loss = (first_loss + second_loss) / 2
@@ -65,6 +84,13 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
         contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature, self.memory)
         self.memory.add(first, second, patients)
         return cast(Tensor, loss + self.settings.contrastive_weight * contrast)
+
+    def _draw_one_view(self, num_samples: int) -> Tensor:
+        """Return the subsets of one of the two views of a pair; of two random subsets that is the control's draw."""
+        if self.settings.views == "two_subsets":
+            return draw_subsets(num_samples, len(self.modalities), self.settings)
+        incomplete = draw_subsets(num_samples, len(self.modalities), self.settings, complete_allowed=False)
+        return incomplete | (torch.rand(num_samples, 1) < 0.5)
 
     def _draw_views(self, num_samples: int) -> list[Tensor]:
         count = len(self.modalities)
@@ -87,6 +113,37 @@ class UniMRSegStage2Trainer(SegmentationTrainer):
     def _view(
         self, data: Tensor, target: Tensor | list[Tensor], available: Tensor, labelled: Tensor | None
     ) -> tuple[Tensor, ...]:
-        logits, features = self.network(data, available, return_features=True)
-        pooled = [stage.mean(tuple(range(2, stage.ndim)), dtype=torch.float32) for stage in features]
-        return self.supervised_loss(logits, target, labelled), *pooled
+        logits, statistics = self.network(data, available, return_statistics=True)
+        return self._loss_of_view(logits, data, target, available, labelled), *statistics
+
+    def _loss_of_view(
+        self,
+        logits: Tensor | list[Tensor],
+        data: Tensor,
+        target: Tensor | list[Tensor],
+        available: Tensor,
+        labelled: Tensor | None,
+    ) -> Tensor:
+        """Return nnU-Net's loss of labelled samples plus the distance of unlabelled ones to the teacher."""
+        loss = self.supervised_loss(logits, target, labelled)
+        if labelled is None or not self._teaches():
+            return loss
+        present = present_modalities(data[:, : self.modalities.num_channels], self.modalities.channels)
+        taught = (usable_modalities(available, present) != present).any(1)
+        taught[labelled] = False
+        taught = taught.nonzero()[:, 0]
+        if len(taught) == 0:
+            return loss
+        if self.teacher is None:
+            self.teacher = AverageTeacher(self.unwrapped_network, self.settings.teacher_decay)
+        advice = self.teacher.predict(data[taught])
+        regions = self.label_manager.has_regions
+        distance = prediction_consistency(
+            full_resolution(logits)[taught], advice, regions=regions, weight=certainty(advice, regions=regions)
+        )
+        return loss + self.settings.teacher_weight * len(taught) / len(data) * distance
+
+    def _teaches(self) -> bool:
+        return bool(
+            self.settings.teacher_weight > 0 and self.current_epoch >= self.settings.teacher_start * self.num_epochs
+        )

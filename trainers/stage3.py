@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,21 +19,20 @@ from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, usable_modalities
 from nnunetv2_unimrseg.method.step_cost import incomplete_views
 from nnunetv2_unimrseg.modalities import incomplete_subsets
+from nnunetv2_unimrseg.nnunet.checkpoints import ADAPTERS
 from nnunetv2_unimrseg.trainers.base import LR_FACTOR
-from nnunetv2_unimrseg.trainers.segmentation import SegmentationTrainer
+from nnunetv2_unimrseg.trainers.gap import GapTrainer
+from nnunetv2_unimrseg.trainers.resuming import carry_momentum
+from nnunetv2_unimrseg.trainers.segmentation import full_resolution
 
 
-def full_resolution(logits: Tensor | list[Tensor]) -> Tensor:
-    """Return the full-resolution logits, which come first under deep supervision."""
-    return logits if isinstance(logits, Tensor) else logits[0]
+class UniMRSegStage3Trainer(GapTrainer):
+    """The complete view teaches the incomplete ones: labels + mean over incomplete views of their distance to it.
 
-
-class UniMRSegStage3Trainer(SegmentationTrainer):
-    """The complete view teaches the incomplete ones: loss(complete) + mean over incomplete views of their loss.
-
-    An incomplete view's loss is feature_weight * L1 of encoder features + prediction_weight * distance of
-    predictions, both to the teacher's, + incomplete_label_weight * nnU-Net's loss. The complete view of a case that
-    lacks modalities is all that it has. Unlabelled samples take part in all terms but nnU-Net's loss.
+    `labels` is nnU-Net's loss, the average over the complete view and, with incomplete_label_weight, the incomplete
+    ones. An incomplete view's distance is feature_weight * L1 of encoder features + prediction_weight * distance of
+    predictions, both to the teacher's. The complete view of a case that lacks modalities is all that it has.
+    Unlabelled samples take part in all terms but nnU-Net's loss.
     """
 
     section: ClassVar[str] = "stage3"
@@ -66,12 +66,24 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters and the adapters', which start from nothing and may learn faster."""
-        (group,) = super().parameter_groups()
-        modules = self.unwrapped_network.adapters
-        adapters = [] if modules is None else list(modules.parameters())
-        of_adapters = set(map(id, adapters))
-        decoder = [parameter for parameter in group["params"] if id(parameter) not in of_adapters]
-        return [{**group, "params": decoder}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
+        named = self.learning_parameters()
+        adapters = [(name, one) for name, one in named if name.startswith(ADAPTERS)]
+        decoder = [(name, one) for name, one in named if not name.startswith(ADAPTERS)]
+        groups = [{"params": decoder, LR_FACTOR: 1.0}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
+        return [group for group in groups if group["params"]]
+
+    def take_initial_weights(self, path: Path) -> dict[str, Any]:
+        """Copy the weights of the stage before, and go on with its momentum."""
+        checkpoint = super().take_initial_weights(path)
+        if carry_momentum(self.unwrapped_network, self.optimizer, checkpoint):
+            self.print_to_log_file("What goes on learning keeps the momentum of that training.")
+        return checkpoint
+
+    @property
+    def incomplete_label_share(self) -> float:
+        """Weight of the labels on incomplete views in the average over complete and incomplete ones."""
+        weight = float(self.settings.incomplete_label_weight)
+        return weight / (1 + weight)
 
     @property
     def label_free_weight(self) -> float:
@@ -86,7 +98,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
         *earlier, last = subsets = self._deal_subsets(len(data))
         with self.without_synchronisation():  # each view is differentiated at once: no activations of two are held
             teacher_loss, *outputs = self._teacher_view(data, target, labelled)
-            value = self.backward(teacher_loss)
+            value = self.backward((1 - self.incomplete_label_share) * teacher_loss)
             teacher = [output.detach() for output in outputs]
             student = partial(self._student_view, data, target, labelled, own)
             for available in earlier:
@@ -95,11 +107,10 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
 
     def _one_view_loss(self, data: Tensor, target: Tensor | list[Tensor], labelled: Tensor | None) -> Tensor:
         """See each sample complete or incomplete, in proportion to the labels' weights of a pair; equal on average."""
-        labels = 1 + self.settings.incomplete_label_weight
         incomplete = self.deck.deal(len(data)).to(self.device, non_blocking=True)
-        is_complete = torch.rand(len(data), 1, device=data.device) < 1 / labels
+        is_complete = torch.rand(len(data), 1, device=data.device) < 1 - self.incomplete_label_share
         logits = self.network(data, incomplete | is_complete)
-        return cast(Tensor, labels * self.supervised_loss(logits, target, labelled))
+        return cast(Tensor, self.supervised_loss(logits, target, labelled))
 
     def _deal_subsets(self, num_samples: int) -> list[Tensor]:
         """Return the `(B, M)` booleans of each incomplete view of this step, on the CPU."""
@@ -132,7 +143,7 @@ class UniMRSegStage3Trainer(SegmentationTrainer):
             loss = share * self._consistency(student_logits, others[: len(features)], *others[len(features) :])
         else:
             loss = full_resolution(logits)[:0].float().sum()
-        weight = self.settings.incomplete_label_weight
+        weight = self.incomplete_label_share
         if weight > 0 or self.is_ddp:  # which waits for gradients of all heads
             loss = loss + weight * self.supervised_loss(logits, target, labelled)
         return loss

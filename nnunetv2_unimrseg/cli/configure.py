@@ -1,7 +1,7 @@
 """Show the hyper-parameters in a plans file, or set them.
 
-Values are checked all together before anything is written. Without --set and --unset it lists every name with its
-value, range and meaning.
+Values are checked all together before anything is written. Without --recipe, --set and --unset it lists every name
+with its value, range and meaning.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from nnunetv2_unimrseg.nnunet.paths import (
     require_folders,
     result_folder,
 )
+from nnunetv2_unimrseg.recipes import RECIPES, apply_recipe
 from nnunetv2_unimrseg.stages import TRAINER_OF_SECTION
 from nnunetv2_unimrseg.utils.files import write_json
 
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.NAME",
         help="set them back to the defaults",
     )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="set the choices of a recipe, and those of other recipes back to the defaults; --set and --unset come "
+        "after it",
+    )
     parser.add_argument("--json", action="store_true", help="print every value in force as JSON")
 
 
@@ -61,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
     """Show or change the configuration of `args.c`."""
     require_folders("nnUNet_preprocessed")
     dataset = find_dataset(args.d, "nnUNet_preprocessed")
-    if args.set or args.unset:
-        current = write_settings(dataset, args.p, args.c, args.set, args.unset)
+    if args.recipe or args.set or args.unset:
+        current = write_settings(dataset, args.p, args.c, args.set, args.unset, args.recipe)
         messages = [f"Wrote {plans_path(dataset, args.p)}", *_hints_of_results(dataset, args)]
         print("\n".join(messages), file=sys.stderr if args.json else sys.stdout)
     else:
@@ -72,21 +79,29 @@ def run(args: argparse.Namespace) -> None:
     config = UniMRSegConfig.from_dict(current)
     if args.json:
         print(json.dumps(config.to_dict(), indent=4))
-    elif not (args.set or args.unset):
+    elif not (args.recipe or args.set or args.unset):
         print(table(config, current))
 
 
 def write_settings(
-    dataset: str, plans_identifier: str, configuration: str, assignments: Sequence[str], removals: Sequence[str]
+    dataset: str,
+    plans_identifier: str,
+    configuration: str,
+    assignments: Sequence[str],
+    removals: Sequence[str],
+    recipe: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Change the settings of a configuration in a plans file, as `changed` does; return what it then sets.
+
+    A `recipe` is applied first.
 
     Raises:
         UserError: before anything is written, see `changed`; also when the plans have no such configuration.
     """
     plans = read_plans(dataset, plans_identifier)
     UniMRSegConfig.from_plans(_without_settings(plans), configuration)  # the changes may correct wrong values
-    settings = changed(inherited_value(plans, configuration, PLANS_KEY) or {}, assignments, removals)
+    current = inherited_value(plans, configuration, PLANS_KEY) or {}
+    settings = changed(apply_recipe(recipe, current) if recipe else current, assignments, removals)
     _store_settings(plans["configurations"][configuration], settings)
     write_json(plans_path(dataset, plans_identifier), plans)
     return settings

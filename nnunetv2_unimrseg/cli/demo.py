@@ -16,9 +16,6 @@ from nnunetv2_unimrseg.errors import UserError
 
 NAME = "UniMRSegPhantom"
 
-FEW_EPOCHS = {"stage1": 2, "stage2": 20, "stage3": 3}
-"""Of 50 steps: some ten minutes on two CPU cores."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `unimrseg demo`."""
@@ -73,14 +70,9 @@ def next_commands(number: int, folder: Path) -> list[str]:
     """Return the commands that plan, train and predict this dataset on a small machine."""
     dataset = f"-d {number} -c 3d_fullres -p nnUNetUniMRSegPlans"
     labels = folder / "labelsTs"
-    rates = {"stage2.initial_lr": 0.03, "stage2.final_lr": 0.00375, "stage3.initial_lr": 0.00375}
-    settings = [f"{name}={rate}" for name, rate in rates.items()]  # nnU-Net's are for far more steps than these
-    for stage, epochs in FEW_EPOCHS.items():
-        settings += [f"{stage}.num_epochs={epochs}", f"{stage}.num_iterations_per_epoch=50"]
-        settings.append(f"{stage}.num_val_iterations_per_epoch=5")
     return [
         f"unimrseg plan -d {number} -c 3d_fullres -gpu_memory_target 0.2 --base-features 8",
-        f"unimrseg configure {dataset} --set {' '.join(settings)}",
+        f"unimrseg configure {dataset} --recipe short",
         f"unimrseg train {number} 3d_fullres 0 -p nnUNetUniMRSegPlans -device cpu",
         f"unimrseg predict -i {folder / 'imagesTs'} -o predictions {dataset} -f 0 -device cpu",
         f"unimrseg evaluate -i {folder / 'imagesTs'} -l {labels} -o evaluation {dataset} -f 0 -device cpu",

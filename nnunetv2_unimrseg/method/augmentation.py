@@ -40,15 +40,19 @@ def draw_subsets(
     Args:
         num_samples: number of samples B.
         num_modalities: number of modalities C.
-        sampling: 'uniform' makes all subsets equally likely, 'per_modality' drops each modality with
-            `dropout_probability`; None is uniform.
+        sampling: 'by_size' makes all sizes equally likely, and then all subsets of a size, 'uniform' all subsets,
+            'per_modality' drops each modality with `dropout_probability`; None is uniform.
         complete_allowed: whether the complete set may be drawn.
         generator: source of randomness; None is torch's default.
 
     Returns:
         `(B, C)` booleans on the CPU, True where a modality is available; no row is all False.
     """
-    sampling = sampling or SubsetSamplingConfig()
+    sampling = sampling or SubsetSamplingConfig(subset_sampling="uniform")
+    if sampling.subset_sampling == "by_size":
+        largest = num_modalities if complete_allowed else num_modalities - 1
+        sizes = torch.randint(1, largest + 1, (num_samples, 1), generator=generator)
+        return torch.rand(num_samples, num_modalities, generator=generator).argsort(1).argsort(1) < sizes
     dropped = 0.5 if sampling.subset_sampling == "uniform" else sampling.dropout_probability
     if dropped == 0 and not complete_allowed:
         raise ValueError("With dropout_probability 0 every draw is complete, so no incomplete subset can be drawn.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,91 +150,6 @@ def reconstruction_loss(
     return torch.where(known, per_channel, 0.0).sum() / known.sum().clamp(min=1)
 
 
-class NegativesMemory:
-    """The pooled features of past steps, further negatives of `multi_stage_nt_xent`; the oldest are dropped first.
-
-    Args:
-        size: how many features are kept of each encoder stage.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.features: list[Tensor] = []
-        self.patients = torch.empty(0, dtype=torch.long)
-
-    def add(self, first: Sequence[Tensor], second: Sequence[Tensor], patients: Tensor) -> None:
-        """Keep the features of both views, `(B, F_stage)` for each stage, and their `(B,)` patients."""
-        if self.size == 0:
-            return
-        if not self.features:
-            self.features = [stage.new_empty(0, stage.shape[1]) for stage in first]
-            self.patients = self.patients.to(patients)
-        self.patients = torch.cat((self.patients, patients, patients))[-self.size :]
-        self.features = [
-            torch.cat((kept, one.detach(), other.detach()))[-self.size :]
-            for kept, one, other in zip(self.features, first, second, strict=True)
-        ]
-
-
-def nt_xent(
-    first: Tensor,
-    second: Tensor,
-    patients: Tensor,
-    temperature: float = 0.5,
-    past: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Normalised temperature-scaled cross entropy between two views of B samples (paper section 3.2).
-
-        l(a) = -log( exp(s(a, p) / t) / (exp(s(a, p) / t) + sum over n of exp(s(a, n) / t)) )
-
-    averaged over the 2B anchors a, where s is cosine similarity, p the other view of the anchor's sample, and n runs
-    over all views of other patients' samples (never of the anchor's own patient). Without any negative the loss is 0.
-
-    Args:
-        first, second: `(B, F)` features of the two views; gradients flow into both.
-        patients: `(B,)` integers, equal for samples of the same patient.
-        temperature: t, above 0.
-        past: further negatives, the `(N, F)` features of past steps (detached) and their `(N,)` patients.
-
-    Returns:
-        A scalar, at least 0. Source: Chen et al. 2020 (SimCLR), the positive being part of the denominator; past
-        negatives as in Wu et al. 2018 (memory bank).
-    """
-    count = first.shape[0]
-    views = F.normalize(torch.cat((first, second)).float(), dim=1)
-    patients = patients.to(views.device)
-    anchors = candidates = patients.repeat(2)
-    others = views
-    if past is not None:
-        past_features, past_patients = past
-        others = torch.cat((views, F.normalize(past_features.detach().float(), dim=1)))
-        candidates = torch.cat((candidates, past_patients.to(views.device)))
-    with without_autocast(views.device):
-        similarity = views @ others.T / temperature
-    positive = torch.arange(2 * count, device=views.device).roll(count)
-    is_positive = torch.arange(len(candidates), device=views.device) == positive[:, None]
-    considered = (anchors[:, None] != candidates[None, :]) | is_positive
-    return F.cross_entropy(similarity.masked_fill(~considered, float("-inf")), positive)
-
-
-def multi_stage_nt_xent(
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    patients: Tensor,
-    temperature: float = 0.5,
-    memory: NegativesMemory | None = None,
-) -> Tensor:
-    """Return the mean over encoder stages of `nt_xent`, each stage's features `(B, F_stage)` being pooled ones.
-
-    With a `memory` its features are negatives too; it is not changed.
-    """
-    past: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(first)
-    if memory is not None and memory.features:
-        past = [(kept, memory.patients) for kept in memory.features]
-    stages = zip(first, second, past, strict=True)
-    return torch.stack([nt_xent(one, other, patients, temperature, kept) for one, other, kept in stages]).mean()
-
-
 def feature_consistency(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Return the mean over encoder stages of the mean absolute difference of features (paper section 3.3).
 
@@ -245,10 +161,23 @@ def feature_consistency(student: Sequence[Tensor], teacher: Sequence[Tensor]) ->
     return torch.stack(terms).mean()
 
 
-def prediction_consistency(student: Tensor, teacher: Tensor, *, regions: bool) -> Tensor:
+def certainty(teacher: Tensor, *, regions: bool) -> Tensor:
+    """Return 1 - entropy / its largest value for each voxel: `(B, K, X, Y[, Z])` logits to `(B, X, Y[, Z])`.
+
+    It is 1 where the probabilities are 0 and 1, and 0 where all are equal; the mean over regions where these are K.
+    """
+    teacher = teacher.detach().float()
+    if regions:
+        entropy = F.binary_cross_entropy_with_logits(teacher, teacher.sigmoid(), reduction="none").mean(1)
+        return 1 - entropy / math.log(2)
+    log_q = F.log_softmax(teacher, 1)
+    return 1 + (log_q.exp() * log_q).sum(1) / math.log(teacher.shape[1])
+
+
+def prediction_consistency(student: Tensor, teacher: Tensor, *, regions: bool, weight: Tensor | None = None) -> Tensor:
     """Distance of predicted probabilities p to the teacher's q: Kullback-Leibler divergence plus a soft Dice term.
 
-        KL(q || p) averaged over voxels  +  mean over classes of 1 - 2 sum(p q) / (sum(p^2) + sum(q^2))
+        mean over voxels of w KL(q || p)  +  mean over classes of 1 - 2 sum(w p q) / (sum(w p^2) + sum(w q^2))
 
     Both terms are at least 0 and 0 only at p = q (soft Dice without the squares is not minimal there). Softmax
     classes leave the background out of the Dice term; regions are independent sigmoids, each with its own KL.
@@ -257,6 +186,7 @@ def prediction_consistency(student: Tensor, teacher: Tensor, *, regions: bool) -
         student: logits `(B, K, X, Y[, Z])` of an incomplete view; gradients flow.
         teacher: logits of the complete view, the same shape; detached.
         regions: whether the K heads are overlapping regions (sigmoid) instead of classes (softmax).
+        weight: w, `(B, X, Y[, Z])` from 0 to 1; 1 by default.
     """
     student, teacher = student.float(), teacher.detach().float()
     spatial = tuple(range(2, student.ndim))
@@ -269,6 +199,10 @@ def prediction_consistency(student: Tensor, teacher: Tensor, *, regions: bool) -
         p, q = log_p.exp(), log_q.exp()
         divergence = (q * (log_q - log_p)).sum(1)
         p, q = p[:, 1:], q[:, 1:]
+    if weight is not None:
+        weight = weight.unsqueeze(1)
+        divergence = divergence * (weight if regions else weight[:, 0])
+        p, q = p * weight.sqrt(), q * weight.sqrt()
     overlap, squares = (p * q).sum(spatial), (p * p + q * q).sum(spatial)
     dice_term = 1 - (2 * overlap + 1e-5) / (squares + 1e-5)
     return divergence.mean() + dice_term.mean()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnunetv2_unimrseg.config import AdaptationConfig, Stage3Config
 from nnunetv2_unimrseg.errors import UserError
+from nnunetv2_unimrseg.method.contrast import pooled_statistics
 from nnunetv2_unimrseg.method.networks.adapter import ReverseAttentionAdapter
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ def usable_modalities(wanted: Tensor, present: Tensor) -> Tensor:
     """
     both = wanted & present
     return torch.where(both.any(1, keepdim=True), both, present)
+
+
+def _last_norm(stage: nn.Module, norm_op: type[nn.Module]) -> nn.Module:
+    """Return the last normalisation on the main path of an encoder stage."""
+    norms = [module for name, module in stage.named_modules() if isinstance(module, norm_op) and "skip" not in name]
+    return norms[-1]
 
 
 Channels = Sequence[Sequence[int]]
@@ -116,6 +123,9 @@ class MissingModalityUNet(nn.Module):
         settings = settings or Stage3Config()
         self.gradients_through_encoder = settings.gradients_through_encoder
         self.first_adapter = settings.adapter_first_stage
+        self._statistics: list[Tensor] | None = None
+        for stage in self.encoder.stages:
+            _last_norm(stage, self.encoder.norm_op).register_forward_pre_hook(self._note_statistics)
         self.adapters = self._build_adapters(settings) if adapters else None
 
     def _build_adapters(self, settings: AdaptationConfig) -> nn.ModuleList:
@@ -147,6 +157,10 @@ class MissingModalityUNet(nn.Module):
         adapter: ReverseAttentionAdapter | None = modules[stage - self.first_adapter] if has_one else None
         return adapter
 
+    def _note_statistics(self, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._statistics is not None:
+            self._statistics.append(pooled_statistics(inputs[0]))
+
     def freeze_encoder(self) -> None:
         """Stop the encoder from learning: no weight gradients, and evaluation mode also after `train()`."""
         self.encoder_is_frozen = True
@@ -167,6 +181,7 @@ class MissingModalityUNet(nn.Module):
         *,
         skip_adapters: bool = False,
         return_features: bool = False,
+        return_statistics: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor | list[Tensor], list[Tensor]]:
         """Segment a batch of patches of which any may lack modalities.
 
@@ -175,14 +190,20 @@ class MissingModalityUNet(nn.Module):
             available: `(B, num_modalities)` booleans of the modalities to use; None uses all that are not NaN.
             skip_adapters: use the plain encoder whatever is missing (stage 3's teacher).
             return_features: also return the output of every encoder stage, highest resolution first.
+            return_statistics: also return, for every encoder stage, `pooled_statistics` of what enters its last
+                normalisation, which makes all samples alike.
 
         Returns:
             Logits `(B, num_classes, X, Y[, Z])`, a list of them (full resolution first) under deep supervision; with
-            `return_features` a pair of that and the list of features.
+            `return_features` or `return_statistics` a pair of that and that list.
         """
         x, available = zero_missing(x, self.channels, available)
+        self._statistics = [] if return_statistics else None
         features = self.encode(x, ~available, skip_adapters=skip_adapters)
+        statistics, self._statistics = self._statistics, None
         logits: Tensor | list[Tensor] = self.decoder(features)
+        if statistics is not None:
+            return logits, statistics
         return (logits, features) if return_features else logits
 
     def encode(self, x: Tensor, missing: Tensor, *, skip_adapters: bool = False) -> list[Tensor]:

@@ -1,0 +1,79 @@
+"""Stage 2's steps: two views and their contrast, or the control's step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_trainer_steps import SUBSETS, batch, changed, folders, make, weights  # noqa: F401
+
+from nnunetv2_unimrseg.method.contrast import multi_stage_nt_xent
+from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
+from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "by_size", "per_modality"])
+def test_without_contrast_and_pairs_stage_2_is_the_control_step_for_step(sampling):
+    networks = []
+    for trainer, settings in (
+        (UniMRSegModalityDropoutTrainer, {"dropout_probability": 0.2}),
+        (UniMRSegStage2Trainer, {"pairs_every": 100, "contrastive_weight": 0.0, "final_lr": 0.0}),
+    ):
+        torch.manual_seed(7)
+        made = make(trainer, subset_sampling=sampling, seed=3, num_epochs=10, **settings)
+        for epoch in range(2):
+            made.current_epoch = epoch
+            made.on_epoch_start()
+            made.on_train_epoch_start()
+            for _ in range(3):
+                made.train_step(batch())
+        networks.append(weights(made.network))
+    assert not changed(*networks)
+
+
+@pytest.mark.parametrize("same_patient", [False, True])
+def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch, same_patient):
+    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3)
+    monkeypatch.setattr(made, "_draw_views", lambda _: SUBSETS)
+    given = batch()
+    given["keys"] = ["patient_1", "patient_1" if same_patient else "patient_2"]
+    supervised, pooled = [], []
+    for subset in SUBSETS:
+        logits, statistics = made.network(given["data"], subset, return_statistics=True)
+        supervised.append(made.loss(logits, given["target"]))
+        pooled.append(statistics)
+    patients = torch.tensor([0, 0 if same_patient else 1])
+    contrast = multi_stage_nt_xent(*pooled, patients, 0.3)
+    assert (contrast == 0) == same_patient
+    expected = (supervised[0] + supervised[1]) / 2 + 0.7 * contrast
+    torch.testing.assert_close(made.compute_loss(given["data"], given["target"], given), expected)
+
+
+@pytest.mark.parametrize("size", [0, 3, 64])
+def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
+    settings = {"contrastive_weight": 0.7, "temperature": 0.3, "negatives_memory": size}
+    made = make(UniMRSegStage2Trainer, **settings)
+    monkeypatch.setattr(made, "_draw_views", lambda count: [subset[:count] for subset in SUBSETS])
+    whole, past, past_patients = batch(), [[], [], []], []
+    for step, (patient, sample) in enumerate([("first", 0), ("second", 1), ("first", 1)]):
+        data, target = whole["data"][sample : sample + 1], [scale[sample : sample + 1] for scale in whole["target"]]
+        supervised, pooled = [], []
+        for subset in SUBSETS:
+            logits, statistics = made.network(data, subset[:1], return_statistics=True)
+            supervised.append(made.loss(logits, target))
+            pooled.append([stage.detach() for stage in statistics])
+        terms = []
+        for first, second, negatives in zip(*pooled, past, strict=True):
+            every = torch.cat((first, second, *negatives))
+            centre, spread = every.mean(0), every.std(0, correction=0)
+            first, second, *negatives = ((one - centre) / spread for one in (first, second, *negatives))
+            others = [kept for kept, owner in zip(negatives, past_patients, strict=True) if owner != patient]
+            for anchor, positive in ((first, second), (second, first)):
+                scores = [torch.cosine_similarity(anchor, other) / 0.3 for other in (positive, *others)]
+                terms.append(torch.cat(scores).logsumexp(0) - scores[0])
+        contrast = torch.cat(terms).mean()
+        assert (contrast > 1e-3) == (size > 0 and step > 0)
+        expected = (supervised[0] + supervised[1]) / 2 + 0.7 * contrast
+        torch.testing.assert_close(made.compute_loss(data, target, {"keys": [patient]}), expected)
+        added = zip(*pooled, strict=True)
+        past = [[*kept, *new][-size:] if size else [] for kept, new in zip(past, added, strict=True)]
+        past_patients = [*past_patients, patient, patient][-size:] if size else []
