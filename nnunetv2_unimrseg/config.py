@@ -19,8 +19,8 @@ from nnunetv2_unimrseg.errors import UserError, nearest
 
 PLANS_KEY = "unimrseg"
 
-OBSOLETE = (("stage3", "checkpoint_views"),)
-"""Settings that plans of trained models may still hold and that have no effect: stage 3 always works that way."""
+OBSOLETE = (("stage2", "checkpoint_views"), ("stage3", "checkpoint_views"))
+"""Settings that plans of trained models may still hold and that have no effect any more."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,8 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
     """Stage 2, modality-invariant contrastive learning (paper section 3.2)."""
 
     num_epochs: int = option(
-        830,
-        "Epochs. A step takes 1 + 1 / pairs_every forward-backward passes, so this is 88.2 % of stock nnU-Net's "
-        "budget.",
+        882,
+        "Epochs. A step takes one forward-backward pass, so this is 88.2 % of stock nnU-Net's budget.",
         low=1,
     )
     final_lr: float = option(
@@ -150,15 +149,9 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
     )
     pairs_every: int = option(
         16,
-        "Every so many steps, both views of each sample are seen and compared; the other steps see one view. A step "
-        "then costs 1 + 1 / pairs_every passes on average instead of two, so the same budget shows more samples.",
+        "Every so many steps, two views of half of the batch's samples are seen and compared, which costs what one "
+        "view of all of them costs; the other steps see one view of each sample.",
         low=1,
-    )
-    checkpoint_views: bool = option(
-        False,
-        "Keep the activations of only one view of a pair in memory, and compute the other's again in the backward "
-        "pass: half the memory for one more forward pass.",
-        choices=(False, True),
     )
     contrastive_weight: float = option(
         0.1,

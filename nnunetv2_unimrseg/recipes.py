@@ -41,8 +41,8 @@ SHORT: Settings = {
 RECIPES: Mapping[str, tuple[str, Settings]] = {
     "default": ("The defaults.", {}),
     "paper": (
-        "The paper's choices wherever the defaults differ. The epochs stay, but a step of stage 2 costs nearly twice "
-        "as much, and one of stage 3 many times as much.",
+        "The paper's choices wherever the defaults differ. The epochs stay, but a step of stage 3 costs many times as "
+        "much.",
         PAPER,
     ),
     "short": ("A training of some minutes on a CPU, for a first look. The demo uses it.", SHORT),

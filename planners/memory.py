@@ -2,7 +2,7 @@
 
 nnU-Net estimates the memory of a training step from one plain number: the values in all feature maps that the
 convolutions of the network make of one sample. Its planners know which number fits which card. Here that number is
-taken of one *view* of a sample; stages 2 and 3 look at several views of each.
+taken of one *view* of a sample; stage 3 looks at several views of each.
 """
 
 from __future__ import annotations
@@ -78,20 +78,19 @@ def _values_in_features(arch_kwargs: Mapping[str, Any], patch_size: Sequence[int
     return total
 
 
-def stage_costs(cost: ViewCost, *, checkpoint_views: bool) -> dict[str, int]:
+def stage_costs(cost: ViewCost) -> dict[str, int]:
     """Return what a training step of each stage holds, per sample of the batch.
 
-    Stage 1 sees one view, stage 2 two, stage 3 several one after another. Stage 3 also holds the complete view's
-    features, which teach the others. They count half: nnU-Net's measure stands for a convolution's output and what
-    follows it in the backward pass (4.6 bytes a value under half precision, measured), kept features are their 2
-    bytes alone.
+    Stage 1 sees one view, stage 2 one, or two of half of the batch, stage 3 several one after another. It also holds
+    the complete view's features, which teach the others. They count half: nnU-Net's measure stands for a convolution's
+    output and what follows it in the backward pass (4.6 bytes a value under half precision, measured), kept features
+    are their 2 bytes alone.
 
     Args:
         cost: of one view.
-        checkpoint_views: whether stage 2 holds one view at a time.
     """
     return {
         "stage1": cost.plain,
-        "stage2": cost.plain if checkpoint_views else 2 * cost.plain,
+        "stage2": cost.plain,
         "stage3": cost.adapted + cost.features // 2,
     }

@@ -72,11 +72,9 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         self.base_features = base_features
         check_dataset_json(self.dataset_json, f"dataset.json of {self.dataset_name}", raw=True)
         self.modalities = Modalities.from_dataset_json(self.dataset_json)
-        earlier = earlier_plans(self.dataset_name, plans_name)
-        self.user_settings = settings_to_keep(earlier)
+        self.user_settings = settings_to_keep(earlier_plans(self.dataset_name, plans_name))
         self._settings: dict[str, Any] = {}
         self._view_costs: dict[str, ViewCost] = {}
-        self._one_by_one: dict[str, list[str]] = dict(_views_one_by_one(earlier))
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return the name of the preprocessed folder: always of these plans alone, no stock folder is shared."""
@@ -102,18 +100,13 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
                 f"No patch of the configuration {name} fits into {self.UNet_vram_target_GB} GB with a batch of "
                 f"{self.UNet_min_batch_size}. Give more memory with -gpu_memory_target."
             ) from error
-        budget = self._budget(len(spacing))
-        lowest = self._lowest_cost(self._view_cost(plan["architecture"], plan["patch_size"]))
-        plan["batch_size"] = max(self.UNet_min_batch_size, min(plan["batch_size"], int(budget // lowest)))
+        costliest = self._highest_cost(self._view_cost(plan["architecture"], plan["patch_size"]))
+        fitting = int(self._budget(len(spacing)) // costliest)
+        plan["batch_size"] = max(self.UNet_min_batch_size, min(plan["batch_size"], fitting))
         plan["architecture"] = narrowed(plan["architecture"], self.base_features)
-        at_once = stage_costs(self._view_cost(plan["architecture"], plan["patch_size"]), checkpoint_views=False)
-        one_by_one = ["stage2"] if at_once["stage2"] * plan["batch_size"] > budget else []
-        self._one_by_one[name] = one_by_one
-        chosen = {stage: {"checkpoint_views": True} for stage in one_by_one}
-        settings = merged(chosen, self._settings)
         if self.modalities.groups is not None:
             plan[MODALITIES_KEY] = self.modalities.groups
-        return {**plan, PLANS_KEY: settings} if settings else plan
+        return {**plan, PLANS_KEY: self._settings} if self._settings else plan
 
     def static_estimate_VRAM_usage(
         self,
@@ -135,7 +128,7 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         }
         cost = self._view_cost(architecture, patch_size)
         reference_batch_size = self._reference_batch_size(len(patch_size))
-        needed: float = self._lowest_cost(cost) * self.UNet_min_batch_size / reference_batch_size
+        needed: float = self._highest_cost(cost) * self.UNet_min_batch_size / reference_batch_size
         return max(float(cost.plain), needed)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
@@ -143,7 +136,6 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
         plans[PLANNING_KEY] = {
             "gpu_memory_target_in_gb": self.UNet_vram_target_GB,
             "base_features": self.base_features,
-            "views_one_by_one": {name: stages for name, stages in self._one_by_one.items() if stages},
         }
         for name, settings in self.user_settings.items():
             configuration = plans["configurations"].get(name, {})
@@ -160,10 +152,9 @@ class UniMRSegPlanner(nnUNetPlannerResEncL):
             )
         return self._view_costs[key]
 
-    def _lowest_cost(self, cost: ViewCost) -> int:
-        """Return the costliest stage's need, per sample, with views one after another wherever the user allows it."""
-        allowed = self._settings.get("stage2", {}).get("checkpoint_views") is not False
-        return int(max(stage_costs(cost, checkpoint_views=allowed).values()))
+    def _highest_cost(self, cost: ViewCost) -> int:
+        """Return the costliest stage's need, per sample."""
+        return int(max(stage_costs(cost).values()))
 
     def _reference_batch_size(self, num_axes: int) -> int:
         return int(self.UNet_reference_val_corresp_bs_2d if num_axes == 2 else self.UNet_reference_val_corresp_bs_3d)
@@ -206,12 +197,6 @@ def narrowed(architecture: Mapping[str, Any], base_features: int) -> dict[str, A
     return result
 
 
-def merged(chosen: Mapping[str, Mapping[str, Any]], kept: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sections of both; where both set a value, `kept` wins."""
-    sections = [*chosen, *(section for section in kept if section not in chosen)]
-    return {section: {**chosen.get(section, {}), **kept.get(section, {})} for section in sections}
-
-
 def earlier_plans(dataset_name: str, plans_name: str) -> dict[str, Any]:
     """Return the plans of that name that planning will replace, or none (`{}`).
 
@@ -234,8 +219,6 @@ def earlier_plans(dataset_name: str, plans_name: str) -> dict[str, Any]:
 def settings_to_keep(plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return `{configuration: {section: {field: value}}}` that the user has set in `plans`, made by this planner.
 
-    What the planner itself chose at that time is left out, so that it can be chosen anew.
-
     Raises:
         UserError: when a setting is wrong.
     """
@@ -243,20 +226,5 @@ def settings_to_keep(plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, configuration in plans.get("configurations", {}).items():
         settings = configuration.get(PLANS_KEY, {})
         UniMRSegConfig.from_dict(settings)
-        kept[name] = _without_checkpointing(settings, _views_one_by_one(plans).get(name, ()))
+        kept[name] = settings
     return kept
-
-
-def _views_one_by_one(plans: Mapping[str, Any]) -> Mapping[str, list[str]]:
-    recorded: Mapping[str, list[str]] = plans.get(PLANNING_KEY, {}).get("views_one_by_one", {})
-    return recorded
-
-
-def _without_checkpointing(settings: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any]:
-    result = {}
-    for section, values in settings.items():
-        is_planned = section in stages and values.get("checkpoint_views") is True
-        rest = {key: value for key, value in values.items() if not (is_planned and key == "checkpoint_views")}
-        if rest:
-            result[section] = rest
-    return result

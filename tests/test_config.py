@@ -30,7 +30,7 @@ def test_all_problems_at_once_with_the_nearest_name():
             {
                 "stage1": {"num_epoch": 1, "mask_ratio": 2, "num_iterations_per_epoch": 1.5},
                 "stag2": {},
-                "stage2": {"views": "two_subset", "checkpoint_views": 1, "negatives_memory": -1},
+                "stage2": {"views": "two_subset", "stage1_decoder": 1, "negatives_memory": -1},
                 "stage3": {"subsets_per_step": "al", "num_epochs": True, "adapters": "no", "final_lr": -1e-3},
             }
         )
@@ -40,7 +40,7 @@ def test_all_problems_at_once_with_the_nearest_name():
         "unknown key 'stage1.num_epoch'. Did you mean 'num_epochs'?", "stage1.mask_ratio = 2: must be from 0.0 to 0.95",
         "stage1.num_iterations_per_epoch = 1.5: must be a whole number",
         "unknown section 'stag2'. Did you mean 'stage2'?",
-        "Did you mean 'two_subsets'?", "stage2.checkpoint_views = 1", "stage3.subsets_per_step = 'al'",
+        "Did you mean 'two_subsets'?", "stage2.stage1_decoder = 1", "stage3.subsets_per_step = 'al'",
         "stage3.num_epochs = True", "stage2.negatives_memory = -1: must be at least 0", "stage3.adapters = 'no'",
         "stage3.final_lr = -0.001: must be at least 0.0",
     ):  # fmt: skip

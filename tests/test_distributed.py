@@ -153,4 +153,4 @@ def test_two_ranks_with_unlabelled_and_incomplete_samples_have_the_gradients_of_
         for gradients in found:
             assert gradients.keys() == joined.keys()
             for name, gradient in gradients.items():
-                torch.testing.assert_close(gradient, joined[name], rtol=1e-3, atol=1e-6, msg=f"{case}: {name}")
+                torch.testing.assert_close(gradient, joined[name], rtol=1e-3, atol=1e-5, msg=f"{case}: {name}")

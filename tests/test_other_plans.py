@@ -64,7 +64,7 @@ def narrow(made: Workspace, configuration: str) -> None:
     path.write_text(json.dumps(plans))
     made.run(
         "unimrseg", "configure", "-d", made.dataset, "-c", configuration, "-p", made.plans, "--set", *small_budget(),
-        "stage3.subsets_per_step=all", "stage2.checkpoint_views=true",
+        "stage3.subsets_per_step=all",
         "stage2.views=complete_and_incomplete",
     )  # fmt: skip
 

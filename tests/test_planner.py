@@ -12,7 +12,6 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncL,
 )
 
-from nnunetv2_unimrseg.config import UniMRSegConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.planners.memory import ViewCost, stage_costs, view_cost
 from nnunetv2_unimrseg.planners.planner import PLANS_NAME, UniMRSegPlanner
@@ -55,11 +54,10 @@ def planned(dataset: Path, **options: object) -> dict:
     return json.loads((dataset / f"{options.get('plans_name', PLANS_NAME)}.json").read_text())
 
 
-def test_memory_is_saved_by_one_view_at_a_time_before_batch_and_patch(dataset):
+def test_less_memory_makes_smaller_patches(dataset):
     roomy = planned(dataset, gpu_memory_target_in_gb=4000.0)["configurations"]["3d_fullres"]
-    assert not roomy.get("unimrseg")
     usual = planned(dataset)["configurations"]["3d_fullres"]
-    assert usual["unimrseg"] == {"stage2": {"checkpoint_views": True}}
+    assert "unimrseg" not in usual
     assert usual["batch_size"] >= 2
     small = planned(dataset, gpu_memory_target_in_gb=8.0)["configurations"]["3d_fullres"]
     assert small["batch_size"] == 2
@@ -92,8 +90,7 @@ def test_the_measure_of_a_view_is_nnunets(dataset, monkeypatch):
 
 def test_costs_of_the_stages():
     cost = ViewCost(plain=10, adapted=15, features=4)
-    assert stage_costs(cost, checkpoint_views=False) == {"stage1": 10, "stage2": 20, "stage3": 17}
-    assert stage_costs(cost, checkpoint_views=True) == {"stage1": 10, "stage2": 10, "stage3": 17}
+    assert stage_costs(cost) == {"stage1": 10, "stage2": 10, "stage3": 17}
 
 
 def test_base_features_narrow_the_same_topology(dataset):
@@ -117,36 +114,12 @@ def test_data_folders_are_its_own(dataset):
 
 def test_user_settings_survive_planning_again(dataset):
     plans = planned(dataset)
-    plans["configurations"]["3d_fullres"]["unimrseg"]["stage1"] = {"num_epochs": 7}
+    plans["configurations"]["3d_fullres"]["unimrseg"] = {"stage1": {"num_epochs": 7}}
     (dataset / f"{PLANS_NAME}.json").write_text(json.dumps(plans))
-    again = planned(dataset)["configurations"]["3d_fullres"]["unimrseg"]
-    assert again["stage1"] == {"num_epochs": 7}
-    assert again["stage2"] == {"checkpoint_views": True}
-
-
-def test_what_the_planner_chose_is_chosen_anew_and_what_the_user_chose_stays(dataset):
-    planned(dataset)
-    path = dataset / f"{PLANS_NAME}.json"
-    plans = json.loads(path.read_text())
-    plans["configurations"]["2d"]["unimrseg"]["stage2"]["checkpoint_views"] = False
-    path.write_text(json.dumps(plans))
-    roomy = planned(dataset, gpu_memory_target_in_gb=4000.0)["configurations"]
-    assert "unimrseg" not in roomy["3d_fullres"]
-    assert roomy["2d"]["unimrseg"] == {"stage2": {"checkpoint_views": False}}
-
-
-def test_a_stage_that_must_hold_all_views_gets_a_smaller_batch_or_patch(dataset):
-    usual = planned(dataset)["configurations"]
-    path = dataset / f"{PLANS_NAME}.json"
-    plans = json.loads(path.read_text())
-    for name in ("2d", "3d_fullres"):
-        plans["configurations"][name]["unimrseg"]["stage2"]["checkpoint_views"] = False
-    path.write_text(json.dumps(plans))
-    held = planned(dataset)["configurations"]
-    assert held["2d"]["patch_size"] == usual["2d"]["patch_size"]
-    assert held["2d"]["batch_size"] < usual["2d"]["batch_size"]
-    assert held["3d_fullres"]["batch_size"] == 2
-    assert np.prod(held["3d_fullres"]["patch_size"]) < np.prod(usual["3d_fullres"]["patch_size"])
+    for target in (24.0, 4000.0):
+        again = planned(dataset, gpu_memory_target_in_gb=target)["configurations"]
+        assert again["3d_fullres"]["unimrseg"] == {"stage1": {"num_epochs": 7}}
+        assert "unimrseg" not in again["2d"]
 
 
 @pytest.mark.parametrize("target", [6.0, 24.0, 60.0])
@@ -155,8 +128,7 @@ def test_the_costliest_stage_keeps_to_the_memory_target(dataset, target, name):
     plan = planned(dataset, gpu_memory_target_in_gb=target)["configurations"][name]
     settings = plan.get("unimrseg", {})
     cost = view_cost(plan["architecture"], plan["patch_size"], 4, 3, settings)
-    checkpoint_views = UniMRSegConfig.from_dict(settings).stage2.checkpoint_views
-    needed = max(stage_costs(cost, checkpoint_views=checkpoint_views).values()) * plan["batch_size"]
+    needed = max(stage_costs(cost).values()) * plan["batch_size"]
     allowed = {"2d": 380_000_000 * 12, "3d_fullres": 2_100_000_000 * 2}[name] * target / 24
     assert needed <= allowed
 

@@ -34,6 +34,7 @@ def test_without_contrast_and_pairs_stage_2_is_the_control_step_for_step(samplin
 def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch, same_patient):
     made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3)
     monkeypatch.setattr(made, "_draw_views", lambda _: SUBSETS)
+    monkeypatch.setattr(made, "_samples_of_pairs", lambda _: slice(None))
     given = batch()
     given["keys"] = ["patient_1", "patient_1" if same_patient else "patient_2"]
     supervised, pooled = [], []
@@ -64,7 +65,7 @@ def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
         terms = []
         for first, second, negatives in zip(*pooled, past, strict=True):
             every = torch.cat((first, second, *negatives))
-            centre, spread = every.mean(0), every.std(0, correction=0)
+            centre, spread = every.mean(0), every.std(0, correction=0) + 0.01 * every.abs().mean(0)
             first, second, *negatives = ((one - centre) / spread for one in (first, second, *negatives))
             others = [kept for kept, owner in zip(negatives, past_patients, strict=True) if owner != patient]
             for anchor, positive in ((first, second), (second, first)):
@@ -77,3 +78,20 @@ def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
         added = zip(*pooled, strict=True)
         past = [[*kept, *new][-size:] if size else [] for kept, new in zip(past, added, strict=True)]
         past_patients = [*past_patients, patient, patient][-size:] if size else []
+
+
+@pytest.mark.parametrize(("size", "halves"), [(1, ([0], [0])), (2, ([1], [0])), (3, ([1], [0])), (4, ([1, 3], [0, 2]))])
+def test_pairs_are_of_half_of_the_batch_by_turns(size, halves):
+    made = make(UniMRSegStage2Trainer, pairs_every=3)
+    for turn, expected in enumerate((*halves, *halves), start=1):
+        made.steps = 3 * turn
+        assert list(range(size))[made._samples_of_pairs(size)] == expected
+
+
+def test_a_pair_sees_half_of_the_batch_twice(monkeypatch):
+    made = make(UniMRSegStage2Trainer, contrastive_weight=0.0)
+    monkeypatch.setattr(made, "_draw_views", lambda count: [subset[1 : 1 + count] for subset in SUBSETS])
+    given = batch()
+    target = [scale[1:] for scale in given["target"]]
+    expected = [made.loss(made.network(given["data"][1:], subset[1:]), target) for subset in SUBSETS]
+    torch.testing.assert_close(made.compute_loss(given["data"], given["target"], given), sum(expected) / 2)

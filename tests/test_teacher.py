@@ -65,7 +65,7 @@ def test_unlabelled_incomplete_views_are_held_against_the_teacher(kind, keys):
 
 
 def test_the_teacher_is_not_asked_before_its_time_nor_for_complete_views():
-    made, _ = make("stage 2, one view", teacher_weight=0.7)
+    made, _ = make("stage 2, one view", teacher_weight=0.7, pairs_every=100)
     data, target = images(), [labels("classes"), labels("classes")[..., ::2, ::2, ::2]]
     given = {"keys": ["labelled", "unlabelled"]}
     made.num_epochs, made.current_epoch = 10, 2

@@ -80,48 +80,6 @@ def test_mark_missing_leaves_label_channels_alone():
     assert torch.equal(marked[:, [0, 2, 3, 4, 5]], data[:, [0, 2, 3, 4, 5]])
 
 
-@pytest.mark.parametrize("kind", ["classes", "regions"])
-def test_checkpointed_views_give_the_same_loss_and_gradients(kind):
-    results = []
-    for checkpoint_views in (False, True):
-        network = unet(adapters=False)
-        made = stub(
-            UniMRSegStage2Trainer, network, kind, Stage2Config(checkpoint_views=checkpoint_views, pairs_every=1)
-        )
-        torch.manual_seed(5)
-        loss = made.compute_loss(images(), labels(kind), {"keys": ["p1", "p2"]})
-        loss.backward()
-        gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-        results.append((loss.detach(), gradients))
-    (loss, gradients), (checkpointed_loss, checkpointed_gradients) = results
-    torch.testing.assert_close(checkpointed_loss, loss)
-    assert gradients.keys() == checkpointed_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(checkpointed_gradients[name], gradient, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("checkpoint_views", "expected"),
-    [
-        (False, ["forward", "forward", "backward", "backward"]),
-        (True, ["forward", "forward", "backward", "forward", "backward"]),
-    ],
-)
-def test_checkpointed_views_are_in_memory_one_at_a_time_and_only_one_is_seen_again(checkpoint_views, expected):
-    network = unet(adapters=False)
-    events = []
-
-    def watch(_module: object, _inputs: object, output: torch.Tensor) -> None:
-        events.append("forward")
-        output.register_hook(lambda _: events.append("backward"))
-
-    network.encoder.stages[0].register_forward_hook(watch)
-    settings = Stage2Config(checkpoint_views=checkpoint_views, pairs_every=1)
-    made = stub(UniMRSegStage2Trainer, network, "classes", settings)
-    made.compute_loss(images(), labels("classes"), {"keys": ["p1", "p2"]}).backward()
-    assert events == expected
-
-
 def test_views_of_stage_3_one_by_one_have_the_joint_gradient_in_bfloat16_too():
     network = unet()
     train_adapters(network)

@@ -34,10 +34,6 @@ SUBSETS = [
 STEPS = {
     "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2, teacher_weight=0.0)),
     "stage 2, pair": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=0.0, teacher_weight=0.0)),
-    "stage 2, pair, checkpointed": (
-        UniMRSegStage2Trainer,
-        Stage2Config(pairs_every=1, contrastive_weight=0.0, teacher_weight=0.0, checkpoint_views=True),
-    ),
     "stage 3, one view": (UniMRSegStage3Trainer, Stage3Config(pairs_every=2)),
     "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config(feature_weight=0.0, prediction_weight=0.0)),
     "retrofit": (UniMRSegRetrofitTrainer, RetrofitConfig(feature_weight=0.0, prediction_weight=0.0)),
@@ -123,7 +119,6 @@ def test_a_batch_without_labels_gives_a_gradient_of_zero_to_all_that_learns(step
 WITHOUT_LABELS = {
     "stage 2, pair": {"contrastive_weight": 1.0},
     "stage 2, one view": {"teacher_weight": 1.0},
-    "stage 2, pair, checkpointed": {"teacher_weight": 1.0},
     "stage 3, pair": {"feature_weight": 1.0, "prediction_weight": 1.0},
     "retrofit": {"feature_weight": 1.0, "prediction_weight": 1.0},
 }

@@ -12,7 +12,7 @@ from nnunetv2_unimrseg.data.case_table import TrainingCase
 from nnunetv2_unimrseg.modalities import Modalities
 
 METHODS = (
-    "_run_first_view", "_view", "_draw_views", "_draw_one_view", "_teacher_view", "_student_view", "_deal_subsets",
+    "_view", "_draw_views", "_draw_one_view", "_teacher_view", "_student_view", "_deal_subsets",
     "_one_view_loss", "_consistency", "_taught_samples", "see_incomplete", "backward", "without_synchronisation",
     "supervised_loss", "labelled_samples", "own_modalities", "patient_name", "patient_numbers", "compute_loss",
     "forget_earlier_epochs", "incomplete_label_share", "_loss_of_view", "_teaches",
@@ -58,5 +58,6 @@ def stub(
     for name in METHODS:
         if hasattr(trainer, name):
             setattr(made, name, getattr(trainer, name).__get__(made))
+    made._samples_of_pairs = lambda _: slice(None)
     trainer.prepare(made)
     return made

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.augmentation import draw_subsets
@@ -21,10 +20,10 @@ from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
 
 class UniMRSegStage2Trainer(RetrievalTrainer):
-    """Every `pairs_every`-th step: mean of nnU-Net's loss on two views of each sample + contrastive_weight * NT-Xent.
+    """Every `pairs_every`-th step: mean of nnU-Net's loss on two views of samples + contrastive_weight * NT-Xent.
 
-    The other steps look at one of the two views, with nnU-Net's loss alone. Unlabelled samples take part in the
-    contrast, and are drawn for the steps that have it.
+    These are half of the batch, so the step costs what the others do, which look at one view of each sample with
+    nnU-Net's loss alone. Unlabelled samples take part in the contrast, and have a teacher.
     """
 
     section: ClassVar[str] = "stage2"
@@ -72,9 +71,13 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
         if self.steps % self.settings.pairs_every:
             available = self._draw_one_view(len(data)).to(self.device, non_blocking=True)
             return self._loss_of_view(self.network(data, available), data, target, available, labelled)
+        pairs = self._samples_of_pairs(len(data))
+        batch = {"keys": batch["keys"][pairs]}
+        data, target = data[pairs], [scale[pairs] for scale in target] if isinstance(target, list) else target[pairs]
+        labelled = self.labelled_samples(batch)
         first_subsets, second_subsets = self._draw_views(len(data))
         patients = self.patient_numbers(batch).to(self.device, non_blocking=True)
-        first_loss, *first = self._run_first_view(data, target, first_subsets, labelled)
+        first_loss, *first = self._view(data, target, first_subsets, labelled)
         second_loss, *second = self._view(data, target, second_subsets, labelled)
         loss = (first_loss + second_loss) / 2
         if self.settings.contrastive_weight == 0:
@@ -84,6 +87,11 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
         contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature, self.memory)
         self.memory.add(first, second, patients)
         return cast(Tensor, loss + self.settings.contrastive_weight * contrast)
+
+    def _samples_of_pairs(self, batch_size: int) -> slice:
+        """Return every second sample, at most half of them but at least one; another half in the next such step."""
+        first = (self.steps // self.settings.pairs_every) % 2 if batch_size > 1 else 0
+        return slice(first, first + 2 * max(1, batch_size // 2) - 1, 2)
 
     def _draw_one_view(self, num_samples: int) -> Tensor:
         """Return the subsets of one of the two views of a pair; of two random subsets that is the control's draw."""
@@ -100,15 +108,6 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
         else:
             first = torch.ones_like(second)
         return [subsets.to(self.device, non_blocking=True) for subsets in (first, second)]
-
-    def _run_first_view(self, *view: Any) -> tuple[Tensor, ...]:
-        """See the view that is differentiated last.
-
-        With `checkpoint_views` its activations are not kept: it is seen again once those of the second view are gone.
-        """
-        return (
-            checkpoint(self._view, *view, use_reentrant=False) if self.settings.checkpoint_views else self._view(*view)
-        )
 
     def _view(
         self, data: Tensor, target: Tensor | list[Tensor], available: Tensor, labelled: Tensor | None

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nnunetv2_unimrseg.utils.hardware import without_autocast
 
-SMALLEST_SPREAD = 1e-6
+SMALLEST_SHARE = 1e-2
+"""Share of a feature's size that is added to its spread: smaller differences between samples are mostly rounding."""
 
 
 def pooled_statistics(x: Tensor) -> Tensor:
@@ -20,12 +21,13 @@ def pooled_statistics(x: Tensor) -> Tensor:
 
 
 def standardise(features: Tensor, reference: Tensor) -> Tensor:
-    """Subtract the mean of `reference` `(N, F)` from `features` `(B, F)` and divide by its standard deviation.
+    """Subtract the mean of `reference` `(N, F)` from `features` `(B, F)` and divide by its spread.
 
-    Else what all samples share would make any two of them alike, and the largest feature would decide.
+    Else what all samples share would make any two of them alike, and the largest feature would decide. The spread is
+    the standard deviation plus `SMALLEST_SHARE` of the mean size.
     """
     reference = reference.detach().float()
-    spread = reference.std(0, correction=0).clamp(min=SMALLEST_SPREAD)
+    spread = reference.std(0, correction=0) + SMALLEST_SHARE * reference.abs().mean(0) + torch.finfo().tiny
     return (features.float() - reference.mean(0)) / spread
 
 

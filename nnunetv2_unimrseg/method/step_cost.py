@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnunetv2_unimrseg.config import AdaptationConfig, RetrofitConfig, Stage2Config, Stage3Config, TrainingConfig
+from nnunetv2_unimrseg.config import AdaptationConfig, RetrofitConfig, Stage3Config, TrainingConfig
 
 
 def incomplete_views(settings: AdaptationConfig, num_modalities: int) -> int:
@@ -17,6 +17,4 @@ def passes_per_sample(settings: TrainingConfig, num_modalities: int) -> float:
         return 1 / 3 + incomplete_views(settings, num_modalities)
     if isinstance(settings, Stage3Config):
         return 1 + incomplete_views(settings, num_modalities) / settings.pairs_every
-    if isinstance(settings, Stage2Config):
-        return 1 + 1 / settings.pairs_every
     return 1
