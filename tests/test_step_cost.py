@@ -42,9 +42,8 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
     [
         (Stage1Config(), 1),
         (ModalityDropoutConfig(), 1),
-        (Stage2Config(pairs_every=1), 2),
-        (Stage2Config(pairs_every=2), 1.5),
-        (Stage2Config(pairs_every=10), 1.1),
+        (Stage2Config(pairs_every=1), 1),
+        (Stage2Config(pairs_every=10), 1),
         (Stage3Config(pairs_every=1, subsets_per_step=2), 3),
         (Stage3Config(pairs_every=5, subsets_per_step=2), 1.4),
         (RetrofitConfig(subsets_per_step=2), 7 / 3),
@@ -63,7 +62,8 @@ def with_network(trainer: type, **settings: object):
     made.seen = []
     everything = torch.ones(2, 4, dtype=torch.bool)
     made.network.register_forward_pre_hook(
-        lambda _network, given, _options: made.seen.append(given[1] if len(given) > 1 else everything), with_kwargs=True
+        lambda _network, given, _options: made.seen.append(given[1] if len(given) > 1 else everything[: len(given[0])]),
+        with_kwargs=True,
     )
     return made
 
@@ -87,31 +87,29 @@ def test_trainers_look_at_as_many_views_as_are_counted(trainer, settings):
     for number in range(6):
         made.current_epoch = number // 2
         step(made)
-    assert len(made.seen) == pytest.approx(6 * passes_per_sample(made.settings, 4))
+    assert sum(map(len, made.seen)) == pytest.approx(6 * 2 * passes_per_sample(made.settings, 4))
 
 
 @pytest.mark.parametrize("views", ["two_subsets", "complete_and_incomplete"])
 def test_stage_2_compares_pairs_in_every_nth_step_and_else_sees_one_view_of_each_sample(monkeypatch, views):
     made = with_network(UniMRSegStage2Trainer, pairs_every=3, views=views, contrastive_weight=0.5)
-    first = torch.tensor([[True, True, False, False], [True, False, True, True]])
-    second = torch.tensor([[False, False, True, True], [False, True, False, False]])
-    monkeypatch.setattr(made, "_draw_views", lambda _: [first, second])
-    drawn = set()
-    for number in range(1, 31):
+    pair = [torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])]
+    monkeypatch.setattr(made, "_draw_views", lambda _: pair)
+    complete = []
+    for number in range(1, 91):
         made.seen.clear()
         before = len(made.memory.patients)
         loss = step(made)
         if number % 3 == 0:
-            assert [subset.tolist() for subset in made.seen] == [first.tolist(), second.tolist()]
-            assert len(made.memory.patients) == min(before + 4, made.memory.size)
+            assert [subset.tolist() for subset in made.seen] == [subset.tolist() for subset in pair]
+            assert len(made.memory.patients) == min(before + 2, made.memory.size)
             continue
         (subset,) = made.seen
-        choice = tuple((subset == first).all(1).tolist())
-        assert torch.equal(subset, torch.where(torch.tensor(choice)[:, None], first, second))
         torch.testing.assert_close(loss, made.network(images(), subset).mean())
         assert len(made.memory.patients) == before
-        drawn.add(choice)
-    assert drawn == {(False, False), (False, True), (True, False), (True, True)}
+        complete += subset.all(1).tolist()
+    expected = 0.5 if views == "complete_and_incomplete" else 1 / 15
+    assert sum(complete) / len(complete) == pytest.approx(expected, abs=0.15)
 
 
 @pytest.mark.parametrize("subsets_per_step", [1, 3, "all"])
@@ -130,7 +128,7 @@ def test_stage_3_compares_views_in_every_nth_step_and_else_sees_one_of_them(subs
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_stage_3_gives_single_views_the_labels_of_a_pair_on_average(weight):
-    """loss(complete) + weight * loss(incomplete) = (1 + weight) * E[loss(view)], P(complete) = 1 / (1 + weight)."""
+    """(loss(complete) + weight * loss(incomplete)) / (1 + weight) = E[loss(view)], P(complete) = 1 / (1 + weight)."""
     made = with_network(UniMRSegStage3Trainer, pairs_every=10**6, incomplete_label_weight=weight)
     complete = []
     with torch.no_grad():
@@ -138,7 +136,7 @@ def test_stage_3_gives_single_views_the_labels_of_a_pair_on_average(weight):
             loss = step(made)
             subset = made.seen.pop()
             complete += subset.all(1).tolist()
-        torch.testing.assert_close(loss, (1 + weight) * made.network(images(), subset).mean())
+        torch.testing.assert_close(loss, made.network(images(), subset).mean())
     assert sum(complete) / len(complete) == pytest.approx(1 / (1 + weight), abs=0.12)
 
 
