@@ -218,8 +218,8 @@ class AdaptationConfig(TrainingConfig, UnlabelledConfig):
         low=0.0,
     )
     adapter_lr_factor: float = option(
-        1.0,
-        "Learning rate of the adapters divided by the decoder's. The adapters start untrained, so they may need more.",
+        10.0,
+        "Learning rate of the adapters divided by the decoder's. The adapters start untrained, so they need more.",
         low=0.0,
     )
     adapters_know_modalities: bool = option(
