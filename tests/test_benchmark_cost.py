@@ -212,7 +212,7 @@ def test_command_prints_and_writes_the_tables(plans, monkeypatch, tmp_path, caps
     assert {"device", "hardware", "versions"} <= set(record)
     steps, prediction = record["tables"]
     assert [row[0] for row in steps["rows"]] == list(cost.contenders("float32"))
-    assert [row[1] for row in steps["rows"]] == ["2", "2", "2", "4", "4"]
+    assert [row[1] for row in steps["rows"]] == ["2", "2", "2", "2", "4"]
     assert steps["rows"][0][3] == "1.00"
     assert len(prediction["rows"]) == 3
     printed = capsys.readouterr().out

@@ -35,7 +35,8 @@ class GapTrainer(SegmentationTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         if len(self.distances) < NUM_BATCHES:
             self.distances.append(self._feature_distances(batch["data"]))
-        return super().validation_step(batch)
+        outputs: dict[str, Any] = super().validation_step(batch)
+        return outputs
 
     @torch.no_grad()
     def _feature_distances(self, data: Tensor) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ class RetrievalTrainer(SegmentationTrainer):
         self.compared_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED + self.local_rank)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        outputs = super().validation_step(batch)
+        outputs: dict[str, Any] = super().validation_step(batch)
         if len(self.compared) < NUM_BATCHES:
             self.compared.append(self._compare(batch))
         return outputs

@@ -124,7 +124,7 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
         labelled: Tensor | None,
     ) -> Tensor:
         """Return nnU-Net's loss of labelled samples plus the distance of unlabelled ones to the teacher."""
-        loss = self.supervised_loss(logits, target, labelled)
+        loss: Tensor = self.supervised_loss(logits, target, labelled)
         if labelled is None or not self._teaches():
             return loss
         present = present_modalities(data[:, : self.modalities.num_channels], self.modalities.channels)
@@ -140,7 +140,7 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
         distance = prediction_consistency(
             full_resolution(logits)[taught], advice, regions=regions, weight=certainty(advice, regions=regions)
         )
-        return loss + self.settings.teacher_weight * len(taught) / len(data) * distance
+        return loss + float(self.settings.teacher_weight) * len(taught) / len(data) * distance
 
     def _teaches(self) -> bool:
         return bool(

@@ -74,7 +74,7 @@ class UniMRSegStage3Trainer(GapTrainer):
 
     def take_initial_weights(self, path: Path) -> dict[str, Any]:
         """Copy the weights of the stage before, and go on with its momentum."""
-        checkpoint = super().take_initial_weights(path)
+        checkpoint: dict[str, Any] = super().take_initial_weights(path)
         if carry_momentum(self.unwrapped_network, self.optimizer, checkpoint):
             self.print_to_log_file("What goes on learning keeps the momentum of that training.")
         return checkpoint

@@ -31,8 +31,8 @@ class AverageTeacher:
         """Take a step towards the weights of the network; statistics of its norms are copied."""
         for own, other in zip(self.network.parameters(), network.parameters(), strict=True):
             own.lerp_(other, 1 - self.decay)
-        for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
-            own.copy_(other)
+        for statistic, followed in zip(self.network.buffers(), network.buffers(), strict=True):
+            statistic.copy_(followed)
 
     @torch.no_grad()
     def predict(self, data: Tensor) -> Tensor:

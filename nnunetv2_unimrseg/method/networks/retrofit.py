@@ -53,25 +53,26 @@ class RetrofitUNet(MissingModalityUNet):
         *,
         skip_adapters: bool = False,
         return_features: bool = False,
+        return_statistics: bool = False,
         all_incomplete: bool = False,
     ) -> Tensor | list[Tensor] | tuple[Tensor | list[Tensor], list[Tensor]]:
         """Segment a batch of patches of which any may lack modalities; see `MissingModalityUNet.forward`.
 
         Args:
-            x, available, return_features: as there.
+            x, available, return_features, return_statistics: as there.
             skip_adapters: treat every sample as the trained nnU-Net would, with zeros for what is missing.
             all_incomplete: the caller knows that every sample lacks a modality. The result is the same, and a compiled
                 network then has one decoder to compute instead of two.
         """
         x, available = zero_missing(x, self.channels, available)
-        features = self.encode(x, ~available, skip_adapters=skip_adapters)
+        features, returned = self._encode_with_statistics(x, ~available, skip_adapters, return_statistics)
         if skip_adapters:
             logits = self.decoder(features)
         elif all_incomplete:
             logits = self.incomplete_decoder(features)
         else:
             logits = self._decode_each(features, available.all(1))
-        return (logits, features) if return_features else logits
+        return (logits, returned) if return_features or return_statistics else logits
 
     def _decode_each(self, features: list[Tensor], complete: Tensor) -> Tensor | list[Tensor]:
         """Decode each sample with its own decoder; `complete` is `(B,)`."""

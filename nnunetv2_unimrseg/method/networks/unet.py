@@ -198,13 +198,18 @@ class MissingModalityUNet(nn.Module):
             `return_features` or `return_statistics` a pair of that and that list.
         """
         x, available = zero_missing(x, self.channels, available)
-        self._statistics = [] if return_statistics else None
-        features = self.encode(x, ~available, skip_adapters=skip_adapters)
-        statistics, self._statistics = self._statistics, None
+        features, returned = self._encode_with_statistics(x, ~available, skip_adapters, return_statistics)
         logits: Tensor | list[Tensor] = self.decoder(features)
-        if statistics is not None:
-            return logits, statistics
-        return (logits, features) if return_features else logits
+        return (logits, returned) if return_features or return_statistics else logits
+
+    def _encode_with_statistics(
+        self, x: Tensor, missing: Tensor, skip_adapters: bool, return_statistics: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what `encode` does, and the statistics; without `return_statistics` twice the same."""
+        self._statistics = [] if return_statistics else None
+        features = self.encode(x, missing, skip_adapters=skip_adapters)
+        statistics, self._statistics = self._statistics, None
+        return features, features if statistics is None else statistics
 
     def encode(self, x: Tensor, missing: Tensor, *, skip_adapters: bool = False) -> list[Tensor]:
         """Return the output of every encoder stage, highest resolution first.
