@@ -248,6 +248,8 @@ def test_a_checkpoint_is_taken_up_as_nnunet_does():
         "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema", "current_epoch",
         "init_args", "trainer_name", "inference_allowed_mirroring_axes",
     }, "nnU-Net writes more into checkpoints than `restore_state` knows"  # fmt: skip
+    names = [[group.pop("param_names") for group in state["optimizer_state"]["param_groups"]] for state in states]
+    assert names[0] == names[1]
     for part in ("network_weights", "optimizer_state"):
         torch.testing.assert_close(states[0].pop(part), states[1].pop(part), rtol=0, atol=0)
     for state in states:

@@ -82,16 +82,25 @@ def test_with_every_modality_adapters_change_nothing(kind, dims, anisotropic):
     assert not torch.equal(together[1], plain(mixed)[1])
 
 
+def set_scale(network: MissingModalityUNet, scale: float) -> None:
+    for adapter in network.adapters:
+        nn.init.constant_(adapter.scale, scale)
+
+
 @shapes
-def test_untrained_adapters_are_the_identity(kind, dims, anisotropic):
+def test_adapters_of_scale_zero_are_the_identity_and_others_are_near_it(kind, dims, anisotropic):
     network = unet(kind, dims, anisotropic=anisotropic)
     x = images(dims)
+    adapted, plain = (network(x, INCOMPLETE, skip_adapters=skip, return_features=True)[1] for skip in (False, True))
+    for one, other in zip(adapted[1:], plain[1:], strict=True):
+        assert 0 < (one - other).norm() < 0.5 * other.norm()
+    set_scale(network, 0.0)
     assert torch.equal(network(x, INCOMPLETE), network(x, INCOMPLETE, skip_adapters=True))
 
 
 @forms
-def test_adapters_of_every_form_begin_as_the_identity_and_can_learn(form):
-    network = adapted_unet(**form)
+def test_adapters_of_every_form_can_begin_as_the_identity_and_learn(form):
+    network = adapted_unet(**form, adapter_initial_scale=0.0)
     network.freeze_encoder()
     adapted = network(images(), INCOMPLETE)
     assert torch.equal(adapted, network(images(), INCOMPLETE, skip_adapters=True))
@@ -292,7 +301,7 @@ def test_gradients_that_do_not_flow_through_the_encoder_take_the_adapters_path()
 
 @pytest.mark.parametrize(("frozen", "through"), [(True, True), (True, False), (False, False)])
 def test_lower_adapters_get_nothing_past_an_untrained_one_unless_through_the_encoder(frozen, through):
-    network = adapted_unet(gradients_through_encoder=through)
+    network = adapted_unet(gradients_through_encoder=through, adapter_initial_scale=0.0)
     if frozen:
         network.freeze_encoder()
     _, features = network(images(), INCOMPLETE, return_features=True)
@@ -320,7 +329,8 @@ def test_plans_shape_the_network(edge, expected, form):
     settings["adapter_first_stage"] = 0
     network = build_network(configuration(unimrseg={"stage3": settings}), 6, 3, True, adapters=True)
     for adapter, channels in zip(network.adapters, (4, 8), strict=True):
-        assert adapter.scale.tolist() == [[0.0] * channels] * (4 if form["adapters_know_modalities"] else 1)
+        factors = 4 if form["adapters_know_modalities"] else 1
+        assert torch.equal(adapter.scale, torch.full((factors, channels), 0.1))
         assert (adapter.attention and adapter.attention.window) == (expected if form["reverse_attention"] else None)
     assert network.num_modalities == 4
     assert network.gradients_through_encoder is (edge == 2)

@@ -32,6 +32,11 @@ def test_a_recipe_replaces_another_and_keeps_what_no_recipe_sets(name):
     assert own == {"stage1": {"save_every": 3}, "stage2": {"temperature": 0.2}}
 
 
+def test_in_a_short_training_one_decay_goes_over_stages_2_and_3():
+    short = UniMRSegConfig.from_dict(RECIPES["short"][1])
+    assert short.stage2.final_lr == short.stage3.initial_lr < short.stage2.initial_lr
+
+
 def test_configure_applies_a_recipe_before_what_is_set(planned, capsys):
     command = ["configure", "-d", "7", "-c", "3d_fullres"]
 

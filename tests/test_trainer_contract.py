@@ -92,7 +92,7 @@ def test_views_of_stage_3_one_by_one_have_the_joint_gradient_in_bfloat16_too():
     with torch.autocast("cpu", torch.bfloat16):
         loss, *outputs = made._teacher_view(data, target, None)
         teacher = [output.detach() for output in outputs]
-        joint = loss + sum(made._student_view(data, target, None, None, subset, *teacher) for subset in subsets) / 2
+        joint = loss / 2 + sum(made._student_view(data, target, None, None, subset, *teacher) for subset in subsets) / 2
     gradients = torch.autograd.grad(joint, learning, allow_unused=True)
     with torch.autocast("cpu", torch.bfloat16):
         last = made.compute_loss(data, target, {"keys": ["p1", "p2"]})

@@ -72,7 +72,7 @@ def test_the_control_and_a_share_of_zero_train_with_labelled_cases_only(dataset)
     expected = generate_crossval_split(sorted(LABELLED), seed=12345, n_splits=5)[0]["train"]
     assert make(UniMRSegModalityDropoutTrainer).do_split()[0] == expected
     assert make(UniMRSegStage2Trainer, unlabelled_share=0.0).do_split()[0] == expected
-    assert make(UniMRSegStage2Trainer, contrastive_weight=0.0).do_split()[0] == expected
+    assert make(UniMRSegStage2Trainer, contrastive_weight=0.0, teacher_weight=0.0).do_split()[0] == expected
     assert make(UniMRSegStage3Trainer, feature_weight=0.0, prediction_weight=0.0).do_split()[0] == expected
     splits = [{"train": LABELLED[2:] + UNLABELLED, "val": LABELLED[:2]}]
     (dataset / "splits_final.json").write_text(json.dumps(splits))
@@ -204,12 +204,16 @@ def real_cases(dataset, monkeypatch) -> Path:
     return dataset
 
 
-@pytest.mark.parametrize("trainer", [*STAGES, UniMRSegModalityDropoutTrainer])
-def test_batches_and_steps_of_a_dataset_with_unlabelled_and_incomplete_cases(real_cases, trainer):
+@pytest.mark.parametrize(
+    ("trainer", "weight"),
+    [*((trainer, 0.0) for trainer in (*STAGES, UniMRSegModalityDropoutTrainer)), (UniMRSegStage2Trainer, 1.0)],
+)
+def test_batches_and_steps_of_a_dataset_with_unlabelled_and_incomplete_cases(real_cases, trainer, weight):
     before = dict(vars(stock_module))
     splits = [{"train": LABELLED[:4], "val": [LABELLED[0], LABELLED[5]]}]
     (real_cases / "splits_final.json").write_text(json.dumps(splits))
-    every = {"pairs_every": 2} if trainer in STAGES[1:] else {}
+    every = {"pairs_every": 2, **({"teacher_weight": weight} if trainer is UniMRSegStage2Trainer else {})}
+    every = every if trainer in STAGES[1:] else {}
     made = make(trainer, cpu_precision="float32", **every)
     made.initialize()
     made.dataloader_train, made.dataloader_val = made.get_dataloaders()
@@ -221,7 +225,9 @@ def test_batches_and_steps_of_a_dataset_with_unlabelled_and_incomplete_cases(rea
         for sample, case in zip(batch["data"], batch["keys"], strict=True):
             assert torch.isnan(sample).flatten(1).all(1).tolist() == [False] * 3 + [case == LABELLED[0]]
         assert np.isfinite(made.train_step(batch)["loss"])
-    if trainer in STAGES[1:]:
+    if weight:
+        assert unlabelled == [1] * 6
+    elif trainer in STAGES[1:]:
         assert unlabelled == [0, 1] * 3
     elif trainer is UniMRSegModalityDropoutTrainer:
         assert not any(unlabelled)
