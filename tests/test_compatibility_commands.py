@@ -17,6 +17,7 @@ from test_predict_commands import CONTROL, NOTHING_ELSE, STAGE3, predict, same, 
 
 from nnunetv2_unimrseg.cli.main import main
 from nnunetv2_unimrseg.evaluation.files import read_evaluation
+from nnunetv2_unimrseg.evaluation.in_checkpoint import KEY
 
 pytestmark = pytest.mark.integration
 
@@ -39,6 +40,7 @@ def trained(workspace, tmp_path_factory) -> Workspace:
         weights = content["network_weights"]
         head = max(key for key in weights if key.startswith("decoder.seg_layers.") and key.endswith(".weight"))
         weights[head] = torch.randn(weights[head].shape, generator=torch.Generator().manual_seed(seed))
+        content.pop(KEY, None)  # an evaluation that another test stored is not of these weights
         torch.save(content, final.with_name("checkpoint_best.pth"))
         made.train(trainer, "--val", "--npz")
         shutil.copytree(model / "fold_0", model / "fold_1")

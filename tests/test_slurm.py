@@ -91,7 +91,9 @@ class Jobs:
         return self.workspace.model_folder(TRAINER_OF_SECTION[stage]) / f"fold_{fold}"
 
 
-def test_jobs_wait_for_each_other_and_go_on_where_they_were_interrupted(workspace, cluster):
+def test_jobs_wait_for_each_other_and_go_on_where_they_were_interrupted(workspace, cluster, tmp_path):
+    shared, workspace = workspace, Workspace(tmp_path / "nnunet")
+    shutil.copytree(shared.root, workspace.root, ignore=shutil.ignore_patterns("fold_[1-9]"))  # others' trainings
     jobs = Jobs(workspace, cluster)
     start = workspace.model_folder(TRAINER_OF_SECTION["stage1"]) / "fold_0" / "checkpoint_final.pth"
     workspace.set_values(f"stage2.start_from={start}", f"stage2.num_epochs={EPOCHS}", "stage2.save_every=1")
