@@ -65,7 +65,7 @@ class SegmentationTrainer(UniMRSegTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.logger.local_logger = ProgressLogger(self.curves, "pseudo Dice (mean over classes) and shares, 0 to 1")
+        self.logger.local_logger = ProgressLogger(self.curves, "pseudo Dice and shares (0 to 1)")
         self.validation_deck = SubsetDeck(len(self.modalities), VALIDATION_SEED)
 
     def _build_loss(self) -> torch.nn.Module:
