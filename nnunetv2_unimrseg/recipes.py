@@ -41,8 +41,8 @@ SHORT: Settings = {
 RECIPES: Mapping[str, tuple[str, Settings]] = {
     "default": ("The defaults.", {}),
     "paper": (
-        "The paper's choices wherever the defaults differ. The epochs stay, but a step of stage 3 costs many times as "
-        "much.",
+        "The paper's choices wherever the defaults differ. The epochs are as many, but a step of stage 3 takes many "
+        "times as long.",
         PAPER,
     ),
     "short": ("A training of some minutes on a CPU, for a first look. The demo uses it.", SHORT),

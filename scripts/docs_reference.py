@@ -144,7 +144,7 @@ def configuration_page() -> str:
 
 def _recipes(config: UniMRSegConfig) -> Iterator[str]:
     """Yield how recipes are used, and a table of each."""
-    yield "A recipe sets several values at once; `--set` and `--unset` in the same command come after it."
+    yield "A recipe sets several values at once; `--set` and `--unset` in the same command override it."
     yield (
         "```bash\nunimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --recipe short\n"
         "unimrseg configure -d 900 -c 3d_fullres -p nnUNetUniMRSegPlans --recipe default\n```"

@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="set the choices of a recipe, and those of other recipes back to the defaults; --set and --unset come "
-        "after it",
+        help="set the choices of a recipe, and those of other recipes back to the defaults; --set and --unset "
+        "override it",
     )
     parser.add_argument("--json", action="store_true", help="print every value in force as JSON")
 

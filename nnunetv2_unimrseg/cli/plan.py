@@ -297,4 +297,9 @@ def check_preprocessed(dataset: str, plans_name: str, configurations: Sequence[s
 
 def _next_command(dataset: str, plans_name: str, configurations: list[str]) -> str:
     preferred = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    return f"Train the three stages with: unimrseg train {dataset} {preferred} 0 -p {plans_name}{device_option()}"
+    device = device_option()
+    command = f"Train the three stages with: unimrseg train {dataset} {preferred} 0 -p {plans_name}{device}"
+    if not device:
+        return command
+    short = f"unimrseg configure -d {dataset} -c {preferred} -p {plans_name} --recipe short"
+    return f"{command}\nThat is a full training, for a GPU. For a first look, shorten it before: {short}"
