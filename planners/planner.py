@@ -222,9 +222,7 @@ def settings_to_keep(plans: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: when a setting is wrong.
     """
-    kept = {}
-    for name, configuration in plans.get("configurations", {}).items():
-        settings = configuration.get(PLANS_KEY, {})
+    kept = {name: entries.get(PLANS_KEY, {}) for name, entries in plans.get("configurations", {}).items()}
+    for settings in kept.values():
         UniMRSegConfig.from_dict(settings)
-        kept[name] = settings
     return kept

@@ -44,6 +44,8 @@ POLY_EXPONENT = 0.9
 """Exponent of the polynomial decay of the learning rate, as in nnU-Net."""
 
 
+NamedParameter = tuple[str, torch.nn.Parameter]
+
 LR_FACTOR = "lr_factor"
 """Key of a group of parameters: its learning rate divided by the schedule's."""
 
@@ -74,6 +76,29 @@ class FlooredPolyLRScheduler(PolyLRScheduler):
             if group.get(ANNEALED):
                 group["lr"] = self.initial_lr * max(0.0, 1 - epoch / self.num_epochs) ** POLY_EXPONENT
             group["lr"] *= group[LR_FACTOR]
+
+
+def build_segmentation_network(
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    channels: tuple[int, int],
+    deep_supervision: bool,
+    *,
+    adapters: bool,
+    keep_complete: bool = False,
+) -> MissingModalityUNet:
+    """Build a network that segments; with these two managers nnU-Net then reads absent files and writes whole ones.
+
+    Args:
+        plans_manager, configuration_manager: nnU-Net's; they are changed, nothing else is.
+        channels: of the input and of the output.
+        deep_supervision, adapters, keep_complete: see `build_network`.
+    """
+    enable_incomplete_cases(configuration_manager)
+    write_whole_segmentations(plans_manager)
+    return build_network(
+        configuration_manager, *channels, deep_supervision, adapters=adapters, keep_complete=keep_complete
+    )
 
 
 class UniMRSegTrainer(TrainingCasesTrainer):
@@ -119,10 +144,9 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         enable_deep_supervision: bool = True,
     ) -> MissingModalityUNet:
         """Build the network without adapters; nnU-Net's commands then read absent files and write whole ones."""
-        enable_incomplete_cases(configuration_manager)
-        write_whole_segmentations(plans_manager)
-        return build_network(
-            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=False
+        channels = num_input_channels, num_output_channels
+        return build_segmentation_network(
+            plans_manager, configuration_manager, channels, enable_deep_supervision, adapters=False
         )
 
     @property
@@ -157,13 +181,17 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         )
         return optimizer, FlooredPolyLRScheduler(optimizer, self.initial_lr, self.settings.final_lr, self.num_epochs)
 
-    def learning_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Return the parameters that learn, with their names."""
-        return [(name, one) for name, one in self.unwrapped_network.named_parameters() if one.requires_grad]
+    def learning_parameters(self, prefix: str = "") -> tuple[list[NamedParameter], list[NamedParameter]]:
+        """Return the parameters that learn, with their names: those that begin with `prefix`, and the others."""
+        named = [(name, one) for name, one in self.unwrapped_network.named_parameters() if one.requires_grad]
+        return (
+            [(name, one) for name, one in named if name.startswith(prefix)],
+            [(name, one) for name, one in named if not name.startswith(prefix)],
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return `learning_parameters` in the optimizer's groups, each with the factor of its learning rate."""
-        return [{"params": self.learning_parameters(), LR_FACTOR: 1.0}]
+        return [{"params": self.learning_parameters()[0], LR_FACTOR: 1.0}]
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint as nnU-Net does; it replaces the one before it only when it is whole.

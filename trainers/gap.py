@@ -11,12 +11,10 @@ from torch.nn.functional import l1_loss
 
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.networks.unet import present_modalities, zero_missing
-from nnunetv2_unimrseg.trainers.segmentation import VALIDATION_SEED, SegmentationTrainer
+from nnunetv2_unimrseg.trainers.segmentation import NUM_COMPARED_BATCHES, VALIDATION_SEED, SegmentationTrainer
 
 ADAPTED, PLAIN = "distance_adapted", "distance_plain"
 """Distance of features to those of the complete view, by encoder stage."""
-NUM_BATCHES = 12
-"""So many validation batches are compared in an epoch (by each process)."""
 
 
 class GapTrainer(SegmentationTrainer):
@@ -33,7 +31,7 @@ class GapTrainer(SegmentationTrainer):
         self.distances: list[dict[str, np.ndarray]] = []
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if len(self.distances) < NUM_BATCHES:
+        if len(self.distances) < NUM_COMPARED_BATCHES:
             self.distances.append(self._feature_distances(batch["data"]))
         outputs: dict[str, Any] = super().validation_step(batch)
         return outputs

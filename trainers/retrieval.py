@@ -11,10 +11,7 @@ from torch import Tensor
 
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.contrast import retrieval
-from nnunetv2_unimrseg.trainers.segmentation import VALIDATION_SEED, SegmentationTrainer
-
-NUM_BATCHES = 12
-"""So many validation batches are compared in an epoch (by each process)."""
+from nnunetv2_unimrseg.trainers.segmentation import NUM_COMPARED_BATCHES, VALIDATION_SEED, SegmentationTrainer
 
 Views = tuple[list[Tensor], list[Tensor], Tensor]
 """Statistics by encoder stage of complete and of incomplete views, and the samples' patients."""
@@ -39,7 +36,7 @@ class RetrievalTrainer(SegmentationTrainer):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         outputs: dict[str, Any] = super().validation_step(batch)
-        if len(self.compared) < NUM_BATCHES:
+        if len(self.compared) < NUM_COMPARED_BATCHES:
             self.compared.append(self._compare(batch))
         return outputs
 
@@ -48,9 +45,7 @@ class RetrievalTrainer(SegmentationTrainer):
         data = batch["data"].to(self.device, non_blocking=True)
         incomplete = self.compared_deck.deal(len(data)).to(self.device)
         with self.autocast():
-            views = [
-                self.unwrapped_network(data, available, return_statistics=True)[1] for available in (None, incomplete)
-            ]
+            views = [self.unwrapped_network.encoder_statistics(data, available) for available in (None, incomplete)]
         complete, other = ([stage.cpu() for stage in view] for view in views)
         return complete, other, self.patient_numbers(batch)
 

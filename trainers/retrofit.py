@@ -10,14 +10,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
-from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.errors import UserError
-from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.method.networks.retrofit import RetrofitUNet
 from nnunetv2_unimrseg.nnunet.checkpoints import check_no_differences, input_differences
 from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import SCRATCH
+from nnunetv2_unimrseg.trainers.base import build_segmentation_network
 from nnunetv2_unimrseg.trainers.segmentation import full_resolution
 from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 
@@ -45,15 +43,9 @@ class UniMRSegRetrofitTrainer(UniMRSegStage3Trainer):
         enable_deep_supervision: bool = True,
     ) -> RetrofitUNet:
         """Build the planned network, frozen, with adapters and a second decoder."""
-        enable_incomplete_cases(configuration_manager)
-        write_whole_segmentations(plans_manager)
-        network = build_network(
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-            adapters=True,
-            keep_complete=True,
+        channels = num_input_channels, num_output_channels
+        network = build_segmentation_network(
+            plans_manager, configuration_manager, channels, enable_deep_supervision, adapters=True, keep_complete=True
         )
         return cast(RetrofitUNet, network)
 

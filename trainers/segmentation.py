@@ -25,6 +25,8 @@ from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 INCOMPLETE = "incomplete_"
 VALIDATION_SEED = 12345
+NUM_COMPARED_BATCHES = 12
+"""So many validation batches are looked at for a part's own figure in an epoch (by each process)."""
 
 
 def mark_missing(data: Tensor, available: Tensor, channels: Channels | None = None) -> Tensor:

@@ -30,10 +30,8 @@ from nnunetv2_unimrseg.method.reconstruction_metrics import missing_patterns, re
 from nnunetv2_unimrseg.trainers.base import UniMRSegTrainer
 from nnunetv2_unimrseg.trainers.progress import ProgressLogger
 from nnunetv2_unimrseg.trainers.reconstruction import write_reconstruction_figure
-from nnunetv2_unimrseg.trainers.segmentation import mark_missing
+from nnunetv2_unimrseg.trainers.segmentation import VALIDATION_SEED, mark_missing
 from nnunetv2_unimrseg.utils.files import write_json
-
-VALIDATION_SEED = 12345
 
 
 class UniMRSegStage1Trainer(UniMRSegTrainer):

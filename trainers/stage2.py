@@ -60,15 +60,13 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters and the encoder's, whose rate decays to zero, for stage 3 freezes them."""
-        named = self.learning_parameters()
-        encoder = [(name, one) for name, one in named if name.startswith("encoder.")]
-        others = [(name, one) for name, one in named if not name.startswith("encoder.")]
+        encoder, others = self.learning_parameters("encoder.")
         return [{"params": others, LR_FACTOR: 1.0}, {"params": encoder, LR_FACTOR: 1.0, ANNEALED: True}]
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         self.steps += 1
-        labelled = self.labelled_samples(batch)
         if self.steps % self.settings.pairs_every:
+            labelled = self.labelled_samples(batch)
             available = self._draw_one_view(len(data)).to(self.device, non_blocking=True)
             return self._loss_of_view(self.network(data, available), data, target, available, labelled)
         pairs = self._samples_of_pairs(len(data))

@@ -11,16 +11,13 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_unimrseg.data.preprocessing import enable_incomplete_cases
-from nnunetv2_unimrseg.data.segmentation_writer import write_whole_segmentations
 from nnunetv2_unimrseg.method.augmentation import SubsetDeck
 from nnunetv2_unimrseg.method.losses import feature_consistency, prediction_consistency
-from nnunetv2_unimrseg.method.networks.build import build_network
 from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, usable_modalities
 from nnunetv2_unimrseg.method.step_cost import incomplete_views
 from nnunetv2_unimrseg.modalities import incomplete_subsets
 from nnunetv2_unimrseg.nnunet.checkpoints import ADAPTERS
-from nnunetv2_unimrseg.trainers.base import LR_FACTOR
+from nnunetv2_unimrseg.trainers.base import LR_FACTOR, build_segmentation_network
 from nnunetv2_unimrseg.trainers.gap import GapTrainer
 from nnunetv2_unimrseg.trainers.resuming import carry_momentum
 from nnunetv2_unimrseg.trainers.segmentation import full_resolution
@@ -56,19 +53,16 @@ class UniMRSegStage3Trainer(GapTrainer):
         enable_deep_supervision: bool = True,
     ) -> MissingModalityUNet:
         """Build the network with adapters and a frozen encoder."""
-        enable_incomplete_cases(configuration_manager)
-        write_whole_segmentations(plans_manager)
-        network = build_network(
-            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision, adapters=True
+        channels = num_input_channels, num_output_channels
+        network: MissingModalityUNet = build_segmentation_network(
+            plans_manager, configuration_manager, channels, enable_deep_supervision, adapters=True
         )
         network.freeze_encoder()
         return network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters and the adapters', which start from nothing and may learn faster."""
-        named = self.learning_parameters()
-        adapters = [(name, one) for name, one in named if name.startswith(ADAPTERS)]
-        decoder = [(name, one) for name, one in named if not name.startswith(ADAPTERS)]
+        adapters, decoder = self.learning_parameters(ADAPTERS)
         groups = [{"params": decoder, LR_FACTOR: 1.0}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
         return [group for group in groups if group["params"]]
 

@@ -202,6 +202,11 @@ class MissingModalityUNet(nn.Module):
         logits: Tensor | list[Tensor] = self.decoder(features)
         return (logits, returned) if return_features or return_statistics else logits
 
+    def encoder_statistics(self, x: Tensor, available: Tensor | None = None) -> list[Tensor]:
+        """Return what `forward` does with `return_statistics`, without the logits."""
+        x, available = zero_missing(x, self.channels, available)
+        return self._encode_with_statistics(x, ~available, skip_adapters=False, return_statistics=True)[1]
+
     def _encode_with_statistics(
         self, x: Tensor, missing: Tensor, skip_adapters: bool, return_statistics: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
