@@ -187,11 +187,11 @@ def commands(monkeypatch) -> list[tuple[list[str], dict]]:
     return recorded
 
 
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """The phantom with all three stages and the control trained on fold 0, by stock nnUNetv2_train.
 
-    It is made once for all workers of pytest-xdist; each gets a copy, so that tests may change it.
+    It is made once for all workers of pytest-xdist; each module gets a copy, so that its tests may change it.
     """
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -205,4 +205,5 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             done.touch()
     copy = tmp_path_factory.mktemp("workspace") / "nnunet"
     shutil.copytree(original, copy)
-    return Workspace(copy)
+    yield Workspace(copy)
+    shutil.rmtree(copy)
