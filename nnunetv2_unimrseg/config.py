@@ -217,10 +217,11 @@ class AdaptationConfig(TrainingConfig, UnlabelledConfig):
         "the average. At 0 only the complete view learns from labels, as in the paper.",
         low=0.0,
     )
-    adapter_lr_factor: float = option(
-        10.0,
-        "Learning rate of the adapters divided by the decoder's. The adapters start untrained, so they need more.",
+    adapter_lr: float = option(
+        0.01,
+        "Learning rate of the adapters at epoch 0: a step changes each of their tensors by this share of its size.",
         low=0.0,
+        high=1.0,
     )
     adapters_know_modalities: bool = option(
         True,
@@ -247,14 +248,6 @@ class AdaptationConfig(TrainingConfig, UnlabelledConfig):
     )
     adapter_window: int = option(
         0, "Edge of the adapters' attention windows, in voxels; 0 means 4 in 3D and 8 in 2D (64 tokens).", low=0
-    )
-    adapter_initial_scale: float = option(
-        0.1,
-        "Factor of what the adapters add, for each missing modality, before the first step. Features and what is added "
-        "are normalised alike, so at 0.1 the adapters start near the identity. At 0 they start as the identity, but "
-        "nothing inside them has a gradient at first, and they learn far more slowly.",
-        low=0.0,
-        high=1.0,
     )
 
 

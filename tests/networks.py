@@ -59,6 +59,7 @@ def train_adapters(network: MissingModalityUNet) -> None:
     """Give the adapters weights as if they had learned."""
     for adapter in network.adapters:
         nn.init.normal_(adapter.scale)
+        adapter.project.reset_parameters()
 
 
 def images(dims: int = 3, batch: int = 2, channels: int = 4, edge: int = 16) -> torch.Tensor:

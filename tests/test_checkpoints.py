@@ -86,11 +86,11 @@ def test_what_of_stage_1_is_left_out(tmp_path, stage1_decoder, left_out, words):
 def test_adapters_of_a_stage_3_checkpoint_are_taken(tmp_path):
     trained = unet()
     for adapter in trained.adapters:
-        torch.nn.init.ones_(adapter.scale)
+        torch.nn.init.constant_(adapter.scale, 2)
     path = save(tmp_path / "stage3.pth", trained, TRAINER_OF_SECTION["stage3"])
     network = unet()
     transfer_weights(network, path, configuration())
-    assert all((adapter.scale == 1).all() for adapter in network.adapters)
+    assert all((adapter.scale == 2).all() for adapter in network.adapters)
 
 
 def test_other_plans_are_refused_with_what_differs(tmp_path):

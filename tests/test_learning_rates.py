@@ -8,12 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tiny
+import torch
 from networks import unet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_unimrseg.config import Stage2Config, Stage3Config, TrainingConfig
 from nnunetv2_unimrseg.errors import UserError
 from nnunetv2_unimrseg.method.step_cost import passes_per_sample
+from nnunetv2_unimrseg.trainers.learning_rates import SMALLEST_SIZE, relative_group, scale_gradients_to_parameters
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.stage1 import UniMRSegStage1Trainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
@@ -22,9 +24,9 @@ from nnunetv2_unimrseg.trainers.stage3 import UniMRSegStage3Trainer
 TRAINERS = (UniMRSegStage1Trainer, UniMRSegStage2Trainer, UniMRSegStage3Trainer, UniMRSegModalityDropoutTrainer)
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 10.0])
-def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders):
-    made = tiny.trainer(UniMRSegStage3Trainer, initial_lr=1e-2, num_epochs=4, adapter_lr_factor=factor)
+@pytest.mark.parametrize("rate", [0.0, 5e-3, 0.1])
+def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(rate, folders):
+    made = tiny.trainer(UniMRSegStage3Trainer, initial_lr=1e-2, num_epochs=4, adapter_lr=rate)
     made.network = unet()
     made.network.freeze_encoder()
     optimizer, scheduler = made.configure_optimizers()
@@ -33,10 +35,24 @@ def test_adapters_learn_with_a_rate_of_their_own_in_every_epoch(factor, folders)
     for epoch in range(4):
         scheduler.step(epoch)
         assert decoder["lr"] == pytest.approx(1e-2 * (1 - epoch / 4) ** 0.9)
-        assert adapters["lr"] == pytest.approx(factor * decoder["lr"])
+        assert adapters["lr"] == pytest.approx(rate * (1 - epoch / 4) ** 0.9)
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as on resuming
     scheduler.step(0)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, factor * 1e-2])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, rate])
+
+
+def test_a_relative_step_changes_a_tensor_by_the_share_of_its_size_whatever_its_gradient():
+    large, small, zero, unused, fixed = (
+        torch.nn.Parameter(torch.full((4,), size)) for size in (8.0, 0.5, 0.0, 1.0, 1.0)
+    )
+    others = {"params": [fixed], "lr": 0.1}
+    relative = relative_group([large, small, zero, unused], 0.1, 0.1)
+    optimizer = torch.optim.SGD([relative, others], 0.1, momentum=0.99)
+    (1e-6 * large.sum() + 1e3 * small.sum() - zero.sum() + 0 * unused.sum() + fixed.sum()).backward()
+    scale_gradients_to_parameters(optimizer)
+    optimizer.step()
+    sizes = [float(one.norm() / 2) for one in (large, small, zero, unused, fixed)]
+    assert sizes == pytest.approx([7.2, 0.45, 0.1 * SMALLEST_SIZE, 1.0, 0.9])
 
 
 def test_the_encoder_is_annealed_before_stage_3_freezes_it(folders):

@@ -82,31 +82,17 @@ def test_with_every_modality_adapters_change_nothing(kind, dims, anisotropic):
     assert not torch.equal(together[1], plain(mixed)[1])
 
 
-def set_scale(network: MissingModalityUNet, scale: float) -> None:
-    for adapter in network.adapters:
-        nn.init.constant_(adapter.scale, scale)
-
-
-@shapes
-def test_adapters_of_scale_zero_are_the_identity_and_others_are_near_it(kind, dims, anisotropic):
-    network = unet(kind, dims, anisotropic=anisotropic)
-    x = images(dims)
-    adapted, plain = (network(x, INCOMPLETE, skip_adapters=skip, return_features=True)[1] for skip in (False, True))
-    for one, other in zip(adapted[1:], plain[1:], strict=True):
-        assert 0 < (one - other).norm() < 0.5 * other.norm()
-    set_scale(network, 0.0)
-    assert torch.equal(network(x, INCOMPLETE), network(x, INCOMPLETE, skip_adapters=True))
-
-
 @forms
-def test_adapters_of_every_form_can_begin_as_the_identity_and_learn(form):
-    network = adapted_unet(**form, adapter_initial_scale=0.0)
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_adapters_begin_as_the_identity_and_learn_in_the_first_step(kind, form):
+    network = build_network(
+        configuration(unimrseg={"stage3": {"adapter_first_stage": 0, **form}}), 4, 3, False, adapters=True
+    )
     network.freeze_encoder()
     adapted = network(images(), INCOMPLETE)
     assert torch.equal(adapted, network(images(), INCOMPLETE, skip_adapters=True))
     adapted.square().mean().backward()
-    expected = (~INCOMPLETE).any(0).tolist() if form["adapters_know_modalities"] else [True]
-    assert all(adapter.scale.grad.any(1).tolist() == expected for adapter in network.adapters)
+    assert all(adapter.project.weight.grad.any() for adapter in network.adapters)
 
 
 @pytest.mark.parametrize("nonlin", [nn.LeakyReLU, nn.ReLU])
@@ -115,7 +101,6 @@ def test_adapters_learn_from_the_first_step(nonlin):
     network.freeze_encoder()
     optimizer = torch.optim.SGD([parameter for parameter in network.parameters() if parameter.requires_grad], lr=0.1)
     network(images(), INCOMPLETE).square().mean().backward()
-    assert all(adapter.scale.grad.abs().sum() > 0 for adapter in network.adapters)
     optimizer.step()
     optimizer.zero_grad()
     network(images(), INCOMPLETE).square().mean().backward()
@@ -134,7 +119,7 @@ def test_frozen_encoder_stays_as_it_is_and_lets_gradients_through():
     before = {key: value.clone() for key, value in network.encoder.state_dict().items()}
     _, features = network(images(), INCOMPLETE, return_features=True)
     features[-1].square().mean().backward()
-    assert network.adapters[0].scale.grad.abs().sum() > 0
+    assert network.adapters[0].project.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in network.encoder.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.encoder.state_dict().items())
 
@@ -224,7 +209,8 @@ def test_the_adapted_features_are_the_equation(kind, form):
             weight = 1 - torch.sigmoid(adapter.attention(hidden)) if form["reverse_attention"] else torch.ones(1)
             rows = ~INCOMPLETE if form["adapters_know_modalities"] else torch.ones(2, 1, dtype=torch.bool)
             factors = [adapter.scale[row].sum(0) for row in rows]
-            expected = current + torch.stack(factors).view(2, -1, 1, 1, 1) * weight * hidden
+            added = weight * adapter.project(hidden)
+            expected = current + torch.stack(factors).view(2, -1, 1, 1, 1) * added
             torch.testing.assert_close(feature, expected)
             previous = feature
 
@@ -269,7 +255,7 @@ def test_factors_are_summed_in_single_precision_under_autocast():
     with torch.no_grad():
         adapter.scale.copy_(torch.tensor([1.0, 2.0**-10, 0.0, 0.0])[:, None])
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = adapter.fuse(current + adapter.inject(previous)).float()
+        hidden = adapter.project(adapter.fuse(current + adapter.inject(previous))).float()
         adapted = adapter(previous, current, lacking(0, 1))
         (gradient,) = torch.autograd.grad(1e3 * adapted.sum(), adapter.scale)
     torch.testing.assert_close(adapted, current + (1 + 2.0**-10) * hidden, atol=1e-6, rtol=1e-6)
@@ -301,12 +287,13 @@ def test_gradients_that_do_not_flow_through_the_encoder_take_the_adapters_path()
 
 @pytest.mark.parametrize(("frozen", "through"), [(True, True), (True, False), (False, False)])
 def test_lower_adapters_get_nothing_past_an_untrained_one_unless_through_the_encoder(frozen, through):
-    network = adapted_unet(gradients_through_encoder=through, adapter_initial_scale=0.0)
+    network = adapted_unet(gradients_through_encoder=through)
     if frozen:
         network.freeze_encoder()
     _, features = network(images(), INCOMPLETE, return_features=True)
     features[-1].square().mean().backward()
-    assert [bool(adapter.scale.grad.any()) for adapter in network.adapters] == [through or not frozen] * 2 + [True]
+    learn = [bool(adapter.project.weight.grad.any()) for adapter in network.adapters]
+    assert learn == [through or not frozen] * 2 + [True]
 
 
 def test_the_teacher_skips_adapters():
@@ -330,7 +317,7 @@ def test_plans_shape_the_network(edge, expected, form):
     network = build_network(configuration(unimrseg={"stage3": settings}), 6, 3, True, adapters=True)
     for adapter, channels in zip(network.adapters, (4, 8), strict=True):
         factors = 4 if form["adapters_know_modalities"] else 1
-        assert torch.equal(adapter.scale, torch.full((factors, channels), 0.1))
+        assert adapter.scale.shape == (factors, channels)
         assert (adapter.attention and adapter.attention.window) == (expected if form["reverse_attention"] else None)
     assert network.num_modalities == 4
     assert network.gradients_through_encoder is (edge == 2)

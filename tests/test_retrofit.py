@@ -116,23 +116,19 @@ def test_only_incomplete_samples_reach_the_gradients_of_what_learns():
     assert not any(p.grad is not None and p.grad.any() for p in network.parameters())
 
 
-def test_all_that_is_inside_the_adapters_has_a_gradient_in_the_first_step():
+def test_the_adapters_start_as_the_identity_and_all_of_them_learns_after_a_step():
     network = retrofit_unet()
+    with torch.no_grad():
+        _, adapted = network(images(), INCOMPLETE, return_features=True)
+        _, plain = network(images(), INCOMPLETE, skip_adapters=True, return_features=True)
+    assert all(map(torch.equal, adapted, plain))
+    learn(network, steps=1)
+    network.zero_grad()
     network(images(), INCOMPLETE).square().mean().backward()
     for name, parameter in network.adapters.named_parameters():
         # a bias before a normalisation has no effect, nor has a key's bias inside a softmax
         if not name.endswith("bias"):
             assert parameter.grad.abs().sum() > 0, name
-
-
-def test_the_adapters_start_near_the_identity():
-    network = retrofit_unet()
-    with torch.no_grad():
-        _, adapted = network(images(), INCOMPLETE, return_features=True)
-        _, plain = network(images(), INCOMPLETE, skip_adapters=True, return_features=True)
-    changes = [float((one - to).std() / to.std()) for one, to in zip(adapted, plain, strict=True)]
-    assert changes[0] == 0
-    assert all(0 < change < 0.5 for change in changes[1:])
 
 
 def test_what_is_frozen_stays_in_evaluation():
@@ -190,6 +186,8 @@ def test_loss_is_the_mean_over_students_of_what_the_complete_case_teaches(kind, 
 
 def test_a_teacher_that_learns_leaves_the_students_their_gradients_under_autocast():
     network = retrofit_unet(deep_supervision=True)
+    learn(network)
+    network.zero_grad()
     table = {"without_c": TrainingCase(("a", "b", "d"), labelled=True)}
     made = stub(UniMRSegRetrofitTrainer, network, "classes", RetrofitConfig(), table)
     made.loss = DeepSupervisionWrapper(Float32Loss(segmentation_loss("classes")), (1.0, 0.5))

@@ -135,6 +135,7 @@ def test_loss_of_stage_3_is_the_teachers_and_the_mean_over_students(monkeypatch,
     )  # fmt: skip
     for adapter in made.network.adapters:
         nn.init.normal_(adapter.scale)
+        adapter.project.reset_parameters()
     monkeypatch.setattr(made, "_deal_subsets", lambda _: SUBSETS)
     given = batch(labels)
     data, target = given["data"], given["target"]
@@ -258,13 +259,13 @@ def test_losses_without_labels_use_ignored_voxels(trainer):
     made._samples_of_pairs = lambda _: slice(None)
     ignored = batch(ignored=True)
     for adapter in made.network.adapters or []:
-        nn.init.ones_(adapter.scale)
+        adapter.project.reset_parameters()
     made.compute_loss(ignored["data"], ignored["target"], ignored).backward()
     assert sum(p.grad.abs().sum() for p in made.network.parameters() if p.grad is not None) > 0
 
 
 def test_stage_3_begins_where_stage_2_ended():
-    stage_2, stage_3 = make(UniMRSegStage2Trainer), make(UniMRSegStage3Trainer, adapter_initial_scale=0.0)
+    stage_2, stage_3 = make(UniMRSegStage2Trainer), make(UniMRSegStage3Trainer)
     missing, unexpected = stage_3.network.load_state_dict(stage_2.network.state_dict(), strict=False)
     assert not unexpected
     assert parts(set(missing)) == {"adapters"}

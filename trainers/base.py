@@ -12,7 +12,6 @@ from typing import Any, ClassVar, cast
 import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 from torch._dynamo import OptimizedModule
@@ -33,6 +32,11 @@ from nnunetv2_unimrseg.nnunet.paths import dataset_id
 from nnunetv2_unimrseg.stages import PREVIOUS_STAGE, SCRATCH, STAGES, TRAINER_OF_SECTION
 from nnunetv2_unimrseg.trainers.cascade import check_previous_segmentations, previous_segmentations
 from nnunetv2_unimrseg.trainers.cases import TrainingCasesTrainer
+from nnunetv2_unimrseg.trainers.learning_rates import (
+    LR_FACTOR,
+    FlooredPolyLRScheduler,
+    scale_gradients_to_parameters,
+)
 from nnunetv2_unimrseg.trainers.resuming import BEST, newest_checkpoint, restore_state
 from nnunetv2_unimrseg.trainers.seeding import RANDOM_SEED, seed_generators
 from nnunetv2_unimrseg.utils.files import remove_leftovers, whole_file
@@ -40,42 +44,8 @@ from nnunetv2_unimrseg.utils.hardware import cpu_has_native_bfloat16, without_au
 
 GRADIENT_NORM_LIMIT = 12
 """As in nnU-Net."""
-POLY_EXPONENT = 0.9
-"""Exponent of the polynomial decay of the learning rate, as in nnU-Net."""
-
 
 NamedParameter = tuple[str, torch.nn.Parameter]
-
-LR_FACTOR = "lr_factor"
-"""Key of a group of parameters: its learning rate divided by the schedule's."""
-
-
-ANNEALED = "annealed"
-"""Key of a group of parameters whose learning rate decays to zero, whatever the schedule's final rate."""
-
-
-class FlooredPolyLRScheduler(PolyLRScheduler):
-    """nnU-Net's polynomial decay to a rate that may be above zero, times the factor of each group of parameters.
-
-    Args:
-        optimizer: its groups name their `LR_FACTOR`; those that are `ANNEALED` end at zero.
-        initial_lr: learning rate at the first epoch.
-        final_lr: learning rate that would follow after the last epoch.
-        num_epochs: of the training.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, initial_lr: float, final_lr: float, num_epochs: int) -> None:
-        share_left = (final_lr / initial_lr) ** (1 / POLY_EXPONENT) if final_lr else 0
-        self.num_epochs = num_epochs
-        super().__init__(optimizer, initial_lr, num_epochs / (1 - share_left), POLY_EXPONENT)
-
-    def step(self, current_step: int | None = None) -> None:
-        epoch = 0 if current_step is None or current_step == -1 else current_step
-        super().step(epoch)
-        for group in self.optimizer.param_groups:
-            if group.get(ANNEALED):
-                group["lr"] = self.initial_lr * max(0.0, 1 - epoch / self.num_epochs) ** POLY_EXPONENT
-            group["lr"] *= group[LR_FACTOR]
 
 
 def build_segmentation_network(
@@ -174,7 +144,7 @@ class UniMRSegTrainer(TrainingCasesTrainer):
         three_dimensional = len(self.configuration_manager.patch_size) == 3
         return torch.channels_last_3d if three_dimensional else torch.channels_last
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, FlooredPolyLRScheduler]:
         """Return nnU-Net's SGD for the parameters that learn, and a decay that may end above zero."""
         optimizer = torch.optim.SGD(
             self.parameter_groups(), self.initial_lr, weight_decay=self.weight_decay, momentum=0.99, nesterov=True
@@ -355,13 +325,17 @@ class UniMRSegTrainer(TrainingCasesTrainer):
     def _step(self, loss: Tensor) -> None:
         self.backward(loss)
         if self.grad_scaler is None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
+            self._limit_gradients()
             self.optimizer.step()
             return
         self.grad_scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
+        self._limit_gradients()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _limit_gradients(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM_LIMIT)
+        scale_gradients_to_parameters(self.optimizer)
 
     def backward(self, loss: Tensor) -> Tensor:
         """Add the gradients of a part of the loss, which frees its activations; return its value."""

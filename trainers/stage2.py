@@ -12,7 +12,7 @@ from nnunetv2_unimrseg.method.augmentation import draw_subsets
 from nnunetv2_unimrseg.method.contrast import NegativesMemory, multi_stage_nt_xent
 from nnunetv2_unimrseg.method.losses import certainty, prediction_consistency
 from nnunetv2_unimrseg.method.networks.unet import present_modalities, usable_modalities
-from nnunetv2_unimrseg.trainers.base import ANNEALED, LR_FACTOR
+from nnunetv2_unimrseg.trainers.learning_rates import ANNEALED, LR_FACTOR
 from nnunetv2_unimrseg.trainers.retrieval import RetrievalTrainer
 from nnunetv2_unimrseg.trainers.segmentation import full_resolution
 from nnunetv2_unimrseg.trainers.teacher import AverageTeacher

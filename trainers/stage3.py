@@ -17,8 +17,9 @@ from nnunetv2_unimrseg.method.networks.unet import MissingModalityUNet, usable_m
 from nnunetv2_unimrseg.method.step_cost import incomplete_views
 from nnunetv2_unimrseg.modalities import incomplete_subsets
 from nnunetv2_unimrseg.nnunet.checkpoints import ADAPTERS
-from nnunetv2_unimrseg.trainers.base import LR_FACTOR, build_segmentation_network
+from nnunetv2_unimrseg.trainers.base import build_segmentation_network
 from nnunetv2_unimrseg.trainers.gap import GapTrainer
+from nnunetv2_unimrseg.trainers.learning_rates import LR_FACTOR, relative_group
 from nnunetv2_unimrseg.trainers.resuming import carry_momentum
 from nnunetv2_unimrseg.trainers.segmentation import full_resolution
 
@@ -61,9 +62,13 @@ class UniMRSegStage3Trainer(GapTrainer):
         return network
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the decoder's parameters and the adapters', which start from nothing and may learn faster."""
+        """Return the decoder's parameters and the adapters', which start from nothing and learn in relative steps.
+
+        Their gradients are too small for nnU-Net's learning rates: a mean over voxels, of features that are no logits.
+        """
         adapters, decoder = self.learning_parameters(ADAPTERS)
-        groups = [{"params": decoder, LR_FACTOR: 1.0}, {"params": adapters, LR_FACTOR: self.settings.adapter_lr_factor}]
+        relative = relative_group(adapters, self.settings.adapter_lr, self.settings.initial_lr)
+        groups = [{"params": decoder, LR_FACTOR: 1.0}, relative]
         return [group for group in groups if group["params"]]
 
     def take_initial_weights(self, path: Path) -> dict[str, Any]:

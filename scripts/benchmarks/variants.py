@@ -105,8 +105,7 @@ STAGE_3 = {
     "adapter_at_full_resolution": three_stages(
         "an adapter after every encoder stage (the paper's)", stage3={"adapter_first_stage": 0}
     ),
-    "adapter_lr_1": three_stages("adapters learn no faster than the decoder", stage3={"adapter_lr_factor": 1.0}),
-    "adapters_from_zero": three_stages("adapters start as the identity", stage3={"adapter_initial_scale": 0.0}),
+    "adapter_lr_003": three_stages("adapters learn at 0.03", stage3={"adapter_lr": 0.03}),
     "rare_comparison": three_stages("views compared in every fourth step of stage 3", stage3={"pairs_every": 4}),
     "no_reverse_attention": three_stages("adapters without reverse attention", stage3={"reverse_attention": False}),
     "no_feature_consistency": three_stages("no feature consistency", stage3={"feature_weight": 0.0}),

@@ -126,11 +126,12 @@ class ReverseAttentionAdapter(nn.Module):
         F_in = CNA(F_prev)              kernel and stride are the stage's stride
         F_h  = CNA(F_cp + F_in)         pointwise
         A    = sigmoid(WindowAttention(F_h))
-        F    = where(missing, F_cp + s * (1 - A) * F_h, F_cp)
+        F    = where(missing, F_cp + s * (1 - A) * W F_h, F_cp)
 
     CNA is convolution - normalisation - activation of the plan's types; s is a factor for each channel, the sum of
-    those of the modalities that are missing (or one for any). At zero the adapter is the identity, but nothing inside
-    it has a gradient.
+    those of the modalities that are missing (or one for any), at first 1. The pointwise convolution W, which the paper
+    does not have, starts at zero: the adapter is then the identity, and yet learns from the first step. Without W what
+    is added to a channel would have one sign, that of s, for F_h is hardly ever negative.
 
     Args:
         encoder: nnU-Net's encoder, whose types of convolution, normalisation and activation are used.
@@ -140,7 +141,6 @@ class ReverseAttentionAdapter(nn.Module):
         num_modalities: number of modalities whose absence has factors of its own; None for one factor whatever is
             missing.
         reverse_attention: whether there is attention; without it A = 0.
-        initial_scale: s before the first step.
     """
 
     def __init__(
@@ -153,7 +153,6 @@ class ReverseAttentionAdapter(nn.Module):
         *,
         num_modalities: int | None = None,
         reverse_attention: bool = True,
-        initial_scale: float = 0.0,
     ) -> None:
         super().__init__()
         dims = convert_conv_op_to_dim(encoder.conv_op)
@@ -174,11 +173,18 @@ class ReverseAttentionAdapter(nn.Module):
 
         self.inject = block(in_channels, stride)
         self.fuse = block(channels, [1] * dims)
+        self.project = encoder.conv_op(channels, channels, 1)
         self.attention = (
             WindowAttention(encoder.conv_op, channels, window or TOKENS_EDGE[dims]) if reverse_attention else None
         )
         self.knows_modalities = num_modalities is not None
-        self.scale = nn.Parameter(torch.full((num_modalities or 1, channels), initial_scale))
+        self.scale = nn.Parameter(torch.ones(num_modalities or 1, channels))
+        self.start_as_identity()
+
+    def start_as_identity(self) -> None:
+        """Let the adapter add nothing; W has a gradient all the same."""
+        for parameter in self.project.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, previous: Tensor, current: Tensor, missing: Tensor) -> Tensor:
         """Adapt `current` `(B, C, X, Y[, Z])` of the samples that lack a modality.
@@ -193,14 +199,14 @@ class ReverseAttentionAdapter(nn.Module):
         scale = ((missing if self.knows_modalities else any_missing).unsqueeze(-1) * self.scale).sum(1)
         spatial = [1] * (current.ndim - 2)
         hidden = self.fuse(current + self.inject(previous))
-        compensation = scale.view(*scale.shape, *spatial) * hidden
+        compensation = scale.view(*scale.shape, *spatial) * self.project(hidden)
         if self.attention is not None:
             compensation = (1 - torch.sigmoid(self.attention(hidden))) * compensation
         return torch.where(any_missing.view(-1, 1, *spatial), current + compensation.to(current.dtype), current)
 
     def compute_conv_feature_map_size(self, output_size: Sequence[int]) -> int:
         """Return nnU-Net's memory measure: values in all convolution outputs for a stage output of `output_size`."""
-        channels = 2 * self.scale.shape[1]
+        channels = 3 * self.scale.shape[1]
         if self.attention is not None:
             channels += 2 * self.attention.inner + self.attention.heads
         return math.prod(output_size) * channels

@@ -57,4 +57,5 @@ def build_network(
     )
     if network.adapters is not None:
         network.adapters.apply(unet.initialize)
+        network.start_as_identity()
     return network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,10 +146,14 @@ class MissingModalityUNet(nn.Module):
                 settings.adapter_window,
                 num_modalities=self.num_modalities if settings.adapters_know_modalities else None,
                 reverse_attention=settings.reverse_attention,
-                initial_scale=settings.adapter_initial_scale,
             )
             for shape in shapes[self.first_adapter :]
         )
+
+    def start_as_identity(self) -> None:
+        """Let the adapters add nothing; their first step changes that."""
+        for adapter in self.adapters or ():
+            cast(ReverseAttentionAdapter, adapter).start_as_identity()
 
     def _adapter_after(self, stage: int) -> ReverseAttentionAdapter | None:
         has_one = self.adapters is not None and stage >= self.first_adapter
