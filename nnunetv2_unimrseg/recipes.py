@@ -21,6 +21,7 @@ PAPER: Settings = {
     "stage2": {"views": "complete_and_incomplete", "pairs_every": 1, "negatives_memory": 0},
     "stage3": {
         "subsets_per_step": "all",
+        "feature_weight": 1.0,
         "incomplete_label_weight": 0.0,
         "adapters_know_modalities": False,
         "adapter_first_stage": 0,
