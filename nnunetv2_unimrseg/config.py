@@ -148,17 +148,23 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
         choices=("two_subsets", "complete_and_incomplete"),
     )
     pairs_every: int = option(
-        16,
-        "Every so many steps, two views of half of the batch's samples are seen and compared, which costs what one "
-        "view of all of them costs; the other steps see one view of each sample.",
+        2,
+        "Every so many steps, two views of a sample are compared.",
         low=1,
+    )
+    second_view: str = option(
+        "average",
+        "What sees the second view. 'average': the moving average of the network, its encoder alone and without "
+        "gradient, for all samples of the step. 'network': the network itself, which learns from both views, as in the "
+        "paper; these are then of half of the batch's samples, which costs what one view of all of them costs.",
+        choices=("average", "network"),
     )
     contrastive_weight: float = option(
         0.1,
-        "Weight of NT-Xent (mean over encoder stages); the segmentation loss has weight 1. Not tuned.",
+        "Weight of NT-Xent (mean over encoder stages); the segmentation loss has weight 1.",
         low=0.0,
     )
-    temperature: float = option(0.5, "Temperature of NT-Xent (no unit), as in the paper.", low=0.01)
+    temperature: float = option(0.2, "Temperature of NT-Xent (no unit); 0.5 in the paper.", low=0.01)
     teacher_weight: float = option(
         1.0,
         "Weight of the distance of predictions for incomplete views of unlabelled samples to those of a moving average "
@@ -166,7 +172,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
         "batches then have such samples in every step.",
         low=0.0,
     )
-    teacher_decay: float = option(0.99, "Decay of that average in a step.", low=0.0, high=0.9999)
+    teacher_decay: float = option(0.98, "Decay of the moving average in a step.", low=0.0, high=0.9999)
     teacher_start: float = option(0.3, "Share of the epochs after which that teacher is asked.", low=0.0, high=1.0)
     negatives_memory: int = option(
         64,

@@ -18,7 +18,13 @@ SHORT_RATES = {
 """nnU-Net's learning rates are for 250 000 steps; in a few hundred, higher ones find small structures at all."""
 
 PAPER: Settings = {
-    "stage2": {"views": "complete_and_incomplete", "pairs_every": 1, "negatives_memory": 0},
+    "stage2": {
+        "views": "complete_and_incomplete",
+        "pairs_every": 1,
+        "second_view": "network",
+        "temperature": 0.5,
+        "negatives_memory": 0,
+    },
     "stage3": {
         "subsets_per_step": "all",
         "feature_weight": 1.0,

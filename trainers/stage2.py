@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,10 +21,11 @@ from nnunetv2_unimrseg.utils.distributed import gather_with_gradient
 
 
 class UniMRSegStage2Trainer(RetrievalTrainer):
-    """Every `pairs_every`-th step: mean of nnU-Net's loss on two views of samples + contrastive_weight * NT-Xent.
+    """nnU-Net's loss on one view of each sample + in every `pairs_every`-th step contrastive_weight * NT-Xent.
 
-    These are half of the batch, so the step costs what the others do, which look at one view of each sample with
-    nnU-Net's loss alone. Unlabelled samples take part in the contrast, and have a teacher.
+    NT-Xent compares that view with a second one, which a moving average of the network sees. (With `second_view` at
+    'network' it sees both views, of half of the batch, and learns from the labels on both.) Unlabelled samples take
+    part in the contrast, and have a teacher: the same moving average.
     """
 
     section: ClassVar[str] = "stage2"
@@ -65,26 +67,46 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
 
     def compute_loss(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         self.steps += 1
-        if self.steps % self.settings.pairs_every:
-            labelled = self.labelled_samples(batch)
-            available = self._draw_one_view(len(data)).to(self.device, non_blocking=True)
+        compares = self.steps % self.settings.pairs_every == 0
+        if compares and self.settings.second_view == "network":
+            return self._loss_of_pairs(data, target, batch)
+        labelled = self.labelled_samples(batch)
+        available = self._draw_one_view(len(data)).to(self.device, non_blocking=True)
+        if not compares or self.settings.contrastive_weight == 0:
             return self._loss_of_view(self.network(data, available), data, target, available, labelled)
+        loss, *statistics = self._view(data, target, available, labelled)
+        second = self.average().encoder_statistics(data, self._draw_second_view(available))
+        return loss + self._contrast(statistics, second, batch)
+
+    def _loss_of_pairs(self, data: Tensor, target: Tensor | list[Tensor], batch: dict[str, Any]) -> Tensor:
         pairs = self._samples_of_pairs(len(data))
         batch = {"keys": batch["keys"][pairs]}
         data, target = data[pairs], [scale[pairs] for scale in target] if isinstance(target, list) else target[pairs]
         labelled = self.labelled_samples(batch)
         first_subsets, second_subsets = self._draw_views(len(data))
-        patients = self.patient_numbers(batch).to(self.device, non_blocking=True)
         first_loss, *first = self._view(data, target, first_subsets, labelled)
         second_loss, *second = self._view(data, target, second_subsets, labelled)
         loss = (first_loss + second_loss) / 2
-        if self.settings.contrastive_weight == 0:
-            return loss
+        return loss if self.settings.contrastive_weight == 0 else loss + self._contrast(first, second, batch)
+
+    def _contrast(self, first: Sequence[Tensor], second: Sequence[Tensor], batch: dict[str, Any]) -> Tensor:
+        """Return weighted NT-Xent of the statistics of two views, and remember those of the second one.
+
+        The memory holds nothing of the network itself where an average sees the second views: that a feature is of the
+        present network, and not of an earlier one, would tell the positive from the negatives.
+        """
+        patients = self.patient_numbers(batch).to(self.device, non_blocking=True)
         if self.is_ddp:
             first, second, (patients,) = (gather_with_gradient(part) for part in (first, second, [patients]))
         contrast = multi_stage_nt_xent(first, second, patients, self.settings.temperature, self.memory)
-        self.memory.add(first, second, patients)
-        return cast(Tensor, loss + self.settings.contrastive_weight * contrast)
+        self.memory.add(second, patients)
+        return cast(Tensor, self.settings.contrastive_weight * contrast)
+
+    def average(self) -> AverageTeacher:
+        """Return the moving average of the network; it begins with the first call."""
+        if self.teacher is None:
+            self.teacher = AverageTeacher(self.unwrapped_network, self.settings.teacher_decay)
+        return self.teacher
 
     def _samples_of_pairs(self, batch_size: int) -> slice:
         """Return every second sample, at most half of them but at least one; another half in the next such step."""
@@ -97,6 +119,13 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
             return draw_subsets(num_samples, len(self.modalities), self.settings)
         incomplete = draw_subsets(num_samples, len(self.modalities), self.settings, complete_allowed=False)
         return incomplete | (torch.rand(num_samples, 1) < 0.5)
+
+    def _draw_second_view(self, first: Tensor) -> Tensor:
+        """Return `(B, M)` subsets for the average, as `views` says: random ones, or what makes a pair of `first`."""
+        if self.settings.views == "two_subsets":
+            return self._draw_one_view(len(first)).to(first.device, non_blocking=True)
+        incomplete = draw_subsets(len(first), len(self.modalities), self.settings, complete_allowed=False)
+        return torch.where(first.all(1, keepdim=True), incomplete.to(first.device), True)
 
     def _draw_views(self, num_samples: int) -> list[Tensor]:
         count = len(self.modalities)
@@ -131,9 +160,7 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
         taught = taught.nonzero()[:, 0]
         if len(taught) == 0:
             return loss
-        if self.teacher is None:
-            self.teacher = AverageTeacher(self.unwrapped_network, self.settings.teacher_decay)
-        advice = self.teacher.predict(data[taught])
+        advice = self.average().predict(data[taught])
         regions = self.label_manager.has_regions
         distance = prediction_consistency(
             full_resolution(logits)[taught], advice, regions=regions, weight=certainty(advice, regions=regions)

@@ -1,4 +1,4 @@
-"""A teacher for samples without labels: a moving average of the network's weights, which sees every modality."""
+"""A moving average of the network's weights: it teaches samples without labels, and sees the second views."""
 
 from __future__ import annotations
 
@@ -38,3 +38,8 @@ class AverageTeacher:
     def predict(self, data: Tensor) -> Tensor:
         """Return the logits `(B, K, X, Y[, Z])` for all modalities that `data` `(B, C, X, Y[, Z])` has."""
         return cast(Tensor, self.network(data))
+
+    @torch.no_grad()
+    def encoder_statistics(self, data: Tensor, available: Tensor) -> list[Tensor]:
+        """Return what the network's `encoder_statistics` does, with the average weights."""
+        return self.network.encoder_statistics(data, available)

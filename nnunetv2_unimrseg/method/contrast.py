@@ -43,17 +43,16 @@ class NegativesMemory:
         self.features: list[Tensor] = []
         self.patients = torch.empty(0, dtype=torch.long)
 
-    def add(self, first: Sequence[Tensor], second: Sequence[Tensor], patients: Tensor) -> None:
-        """Keep the features of both views, `(B, F_stage)` for each stage, and their `(B,)` patients."""
+    def add(self, features: Sequence[Tensor], patients: Tensor) -> None:
+        """Keep features, `(B, F_stage)` for each stage, and their `(B,)` patients."""
         if self.size == 0:
             return
         if not self.features:
-            self.features = [stage.new_empty(0, stage.shape[1]) for stage in first]
+            self.features = [stage.new_empty(0, stage.shape[1]) for stage in features]
             self.patients = self.patients.to(patients)
-        self.patients = torch.cat((self.patients, patients, patients))[-self.size :]
+        self.patients = torch.cat((self.patients, patients))[-self.size :]
         self.features = [
-            torch.cat((kept, one.detach(), other.detach()))[-self.size :]
-            for kept, one, other in zip(self.features, first, second, strict=True)
+            torch.cat((kept, stage.detach()))[-self.size :] for kept, stage in zip(self.features, features, strict=True)
         ]
 
 

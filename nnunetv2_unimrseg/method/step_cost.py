@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from nnunetv2_unimrseg.config import AdaptationConfig, RetrofitConfig, Stage3Config, TrainingConfig
+from nnunetv2_unimrseg.config import AdaptationConfig, RetrofitConfig, Stage2Config, Stage3Config, TrainingConfig
+
+FORWARD = 1 / 3
+"""Share of the work of a forward-backward pass that its forward pass is."""
+ENCODER = 1 / 2
+"""Share of the work of a forward pass that the encoder is, in nnU-Net's plans."""
 
 
 def incomplete_views(settings: AdaptationConfig, num_modalities: int) -> int:
@@ -13,8 +18,10 @@ def incomplete_views(settings: AdaptationConfig, num_modalities: int) -> int:
 
 def passes_per_sample(settings: TrainingConfig, num_modalities: int) -> float:
     """Return the forward-backward passes over a patch that a step costs per sample, on average; stock's costs one."""
-    if isinstance(settings, RetrofitConfig):  # whose teacher has no backward pass, which is two thirds of the work
-        return 1 / 3 + incomplete_views(settings, num_modalities)
+    if isinstance(settings, RetrofitConfig):  # whose teacher has no backward pass
+        return FORWARD + incomplete_views(settings, num_modalities)
+    if isinstance(settings, Stage2Config) and settings.second_view == "average" and settings.contrastive_weight > 0:
+        return 1 + FORWARD * ENCODER / settings.pairs_every
     if isinstance(settings, Stage3Config):
         return 1 + incomplete_views(settings, num_modalities) / settings.pairs_every
     return 1
