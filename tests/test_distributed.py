@@ -108,7 +108,11 @@ VIEWS = [
     torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 1], [0, 1, 1, 0]], dtype=torch.bool),
 ]
 SETTINGS = {
-    "stage 2, pair": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=1.0)),
+    "stage 2, pair": (
+        UniMRSegStage2Trainer,
+        Stage2Config(pairs_every=1, second_view="network", contrastive_weight=1.0),
+    ),
+    "stage 2, average": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=1.0)),
     "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2)),
     "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config()),
     "stage 3, pair, labels of the complete view": (UniMRSegStage3Trainer, Stage3Config(incomplete_label_weight=0.0)),
@@ -125,6 +129,7 @@ def mixed_gradients(step: str, batch_dice: bool, samples: slice, *, distributed:
     made = stub(trainer, network, "classes", settings, TABLE)
     made.loss = DeepSupervisionWrapper(segmentation_loss("classes", batch_dice=batch_dice, ddp=distributed), (1.0, 0.5))
     made._draw_one_view = lambda _: VIEWS[0][samples]
+    made._draw_second_view = lambda _: VIEWS[1][samples]
     made._draw_views = made._deal_subsets = lambda _: [subsets[samples] for subsets in VIEWS]
     if distributed:
         made.network, made.is_ddp = DistributedDataParallel(network), True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_trainer_steps import SUBSETS, batch, changed, folders, make, weights  # noqa: F401
 
-from nnunetv2_unimrseg.method.contrast import multi_stage_nt_xent
+from nnunetv2_unimrseg.method.contrast import NegativesMemory, multi_stage_nt_xent
 from nnunetv2_unimrseg.trainers.modality_dropout import UniMRSegModalityDropoutTrainer
 from nnunetv2_unimrseg.trainers.stage2 import UniMRSegStage2Trainer
 
@@ -32,7 +34,7 @@ def test_without_contrast_and_pairs_stage_2_is_the_control_step_for_step(samplin
 
 @pytest.mark.parametrize("same_patient", [False, True])
 def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch, same_patient):
-    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3)
+    made = make(UniMRSegStage2Trainer, second_view="network", contrastive_weight=0.7, temperature=0.3)
     monkeypatch.setattr(made, "_draw_views", lambda _: SUBSETS)
     monkeypatch.setattr(made, "_samples_of_pairs", lambda _: slice(None))
     given = batch()
@@ -49,10 +51,10 @@ def test_loss_of_stage_2_is_segmentation_of_both_views_and_contrast(monkeypatch,
     torch.testing.assert_close(made.compute_loss(given["data"], given["target"], given), expected)
 
 
-@pytest.mark.parametrize("size", [0, 3, 64])
+@pytest.mark.parametrize("size", [0, 2, 64])
 def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
     settings = {"contrastive_weight": 0.7, "temperature": 0.3, "negatives_memory": size}
-    made = make(UniMRSegStage2Trainer, **settings)
+    made = make(UniMRSegStage2Trainer, second_view="network", **settings)
     monkeypatch.setattr(made, "_draw_views", lambda count: [subset[:count] for subset in SUBSETS])
     whole, past, past_patients = batch(), [[], [], []], []
     for step, (patient, sample) in enumerate([("first", 0), ("second", 1), ("first", 1)]):
@@ -75,9 +77,8 @@ def test_stage_2_contrasts_with_the_patients_of_past_steps(monkeypatch, size):
         assert (contrast > 1e-3) == (size > 0 and step > 0)
         expected = (supervised[0] + supervised[1]) / 2 + 0.7 * contrast
         torch.testing.assert_close(made.compute_loss(data, target, {"keys": [patient]}), expected)
-        added = zip(*pooled, strict=True)
-        past = [[*kept, *new][-size:] if size else [] for kept, new in zip(past, added, strict=True)]
-        past_patients = [*past_patients, patient, patient][-size:] if size else []
+        past = [[*kept, new][-size:] if size else [] for kept, new in zip(past, pooled[1], strict=True)]
+        past_patients = [*past_patients, patient][-size:] if size else []
 
 
 @pytest.mark.parametrize(("size", "halves"), [(1, ([0], [0])), (2, ([1], [0])), (3, ([1], [0])), (4, ([1, 3], [0, 2]))])
@@ -89,9 +90,46 @@ def test_pairs_are_of_half_of_the_batch_by_turns(size, halves):
 
 
 def test_a_pair_sees_half_of_the_batch_twice(monkeypatch):
-    made = make(UniMRSegStage2Trainer, contrastive_weight=0.0)
+    made = make(UniMRSegStage2Trainer, second_view="network", contrastive_weight=0.0)
     monkeypatch.setattr(made, "_draw_views", lambda count: [subset[1 : 1 + count] for subset in SUBSETS])
     given = batch()
     target = [scale[1:] for scale in given["target"]]
     expected = [made.loss(made.network(given["data"][1:], subset[1:]), target) for subset in SUBSETS]
     torch.testing.assert_close(made.compute_loss(given["data"], given["target"], given), sum(expected) / 2)
+
+
+@pytest.mark.parametrize("same_patient", [False, True])
+def test_an_average_sees_the_second_views_and_the_network_learns_from_one(monkeypatch, same_patient):
+    made = make(UniMRSegStage2Trainer, contrastive_weight=0.7, temperature=0.3, teacher_decay=0.75, negatives_memory=3)
+    first, second = SUBSETS
+    monkeypatch.setattr(made, "_draw_one_view", lambda _: first)
+    monkeypatch.setattr(made, "_draw_second_view", lambda _: second)
+    given = batch()
+    given["keys"] = ["patient_1", "patient_1" if same_patient else "patient_2"]
+    patients = made.patient_numbers(given)
+    average = copy.deepcopy(made.network)
+    memory = NegativesMemory(3)
+    for _ in range(3):
+        logits, statistics = made.network(given["data"], first, return_statistics=True)
+        with torch.no_grad():
+            keys = average.encoder_statistics(given["data"], second)
+        contrast = multi_stage_nt_xent(statistics, keys, patients, 0.3, memory)
+        assert (contrast == 0) == same_patient
+        memory.add(keys, patients)
+        expected = made.loss(logits, given["target"]) + 0.7 * contrast
+        loss = made.compute_loss(given["data"], given["target"], given)
+        torch.testing.assert_close(loss, expected)
+        made.optimizer.zero_grad()
+        made._step(loss)
+        with torch.no_grad():
+            for own, other in zip(average.parameters(), made.network.parameters(), strict=True):
+                own.lerp_(other, 0.25)
+    assert changed(weights(made.network), weights(average))
+
+
+def test_the_second_view_completes_or_reduces_the_first_where_the_pair_is_the_papers():
+    made = make(UniMRSegStage2Trainer, views="complete_and_incomplete")
+    first = torch.tensor([[True] * 4, [True, False, True, True]])
+    complete, incomplete = zip(*(made._draw_second_view(first).all(1).tolist() for _ in range(20)), strict=True)
+    assert not any(complete)
+    assert all(incomplete)

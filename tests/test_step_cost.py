@@ -42,8 +42,10 @@ def test_incomplete_views_of_stage_3_are_those_it_deals(subsets, num_modalities,
     [
         (Stage1Config(), 1),
         (ModalityDropoutConfig(), 1),
-        (Stage2Config(pairs_every=1), 1),
-        (Stage2Config(pairs_every=10), 1),
+        (Stage2Config(pairs_every=1, second_view="network"), 1),
+        (Stage2Config(pairs_every=10, contrastive_weight=0.0), 1),
+        (Stage2Config(pairs_every=1), 7 / 6),
+        (Stage2Config(pairs_every=4), 25 / 24),
         (Stage3Config(pairs_every=1, subsets_per_step=2), 3),
         (Stage3Config(pairs_every=5, subsets_per_step=2), 1.4),
         (RetrofitConfig(subsets_per_step=2), 7 / 3),
@@ -76,8 +78,8 @@ def step(made) -> torch.Tensor:
     ("trainer", "settings"),
     [
         (UniMRSegModalityDropoutTrainer, {}),
-        (UniMRSegStage2Trainer, {"pairs_every": 1}),
-        (UniMRSegStage2Trainer, {"pairs_every": 3}),
+        (UniMRSegStage2Trainer, {"pairs_every": 1, "second_view": "network"}),
+        (UniMRSegStage2Trainer, {"pairs_every": 3, "second_view": "network"}),
         (UniMRSegStage3Trainer, {"pairs_every": 1, "subsets_per_step": 2}),
         (UniMRSegStage3Trainer, {"pairs_every": 3, "subsets_per_step": "all"}),
     ],
@@ -92,7 +94,9 @@ def test_trainers_look_at_as_many_views_as_are_counted(trainer, settings):
 
 @pytest.mark.parametrize("views", ["two_subsets", "complete_and_incomplete"])
 def test_stage_2_compares_pairs_in_every_nth_step_and_else_sees_one_view_of_each_sample(monkeypatch, views):
-    made = with_network(UniMRSegStage2Trainer, pairs_every=3, views=views, contrastive_weight=0.5)
+    made = with_network(
+        UniMRSegStage2Trainer, pairs_every=3, second_view="network", views=views, contrastive_weight=0.5
+    )
     pair = [torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]])]
     monkeypatch.setattr(made, "_draw_views", lambda _: pair)
     complete = []
@@ -102,7 +106,7 @@ def test_stage_2_compares_pairs_in_every_nth_step_and_else_sees_one_view_of_each
         loss = step(made)
         if number % 3 == 0:
             assert [subset.tolist() for subset in made.seen] == [subset.tolist() for subset in pair]
-            assert len(made.memory.patients) == min(before + 2, made.memory.size)
+            assert len(made.memory.patients) == min(before + 1, made.memory.size)
             continue
         (subset,) = made.seen
         torch.testing.assert_close(loss, made.network(images(), subset).mean())

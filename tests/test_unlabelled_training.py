@@ -33,7 +33,14 @@ SUBSETS = [
 ]
 STEPS = {
     "stage 2, one view": (UniMRSegStage2Trainer, Stage2Config(pairs_every=2, teacher_weight=0.0)),
-    "stage 2, pair": (UniMRSegStage2Trainer, Stage2Config(pairs_every=1, contrastive_weight=0.0, teacher_weight=0.0)),
+    "stage 2, pair": (
+        UniMRSegStage2Trainer,
+        Stage2Config(pairs_every=1, second_view="network", contrastive_weight=0.0, teacher_weight=0.0),
+    ),
+    "stage 2, average": (
+        UniMRSegStage2Trainer,
+        Stage2Config(pairs_every=1, contrastive_weight=0.0, teacher_weight=0.0),
+    ),
     "stage 3, one view": (UniMRSegStage3Trainer, Stage3Config(pairs_every=2)),
     "stage 3, pair": (UniMRSegStage3Trainer, Stage3Config(feature_weight=0.0, prediction_weight=0.0)),
     "retrofit": (UniMRSegRetrofitTrainer, RetrofitConfig(feature_weight=0.0, prediction_weight=0.0)),
@@ -80,6 +87,7 @@ def make(
     made = stub(trainer, network, kind, type(config)(**{**vars(config), **settings}), TABLE)
     made.loss = DeepSupervisionWrapper(segmentation_loss(kind, batch_dice=batch_dice), (1.0, 0.5))
     made._draw_one_view = lambda count: SUBSETS[0][:count]
+    made._draw_second_view = lambda first: SUBSETS[1][: len(first)]
     made._draw_views = made._deal_subsets = lambda count: [subset[:count] for subset in SUBSETS]
     made.deck = SimpleNamespace(deal=lambda count: SUBSETS[1][:count])
     return made, network
@@ -118,6 +126,7 @@ def test_a_batch_without_labels_gives_a_gradient_of_zero_to_all_that_learns(step
 
 WITHOUT_LABELS = {
     "stage 2, pair": {"contrastive_weight": 1.0},
+    "stage 2, average": {"contrastive_weight": 1.0},
     "stage 2, one view": {"teacher_weight": 1.0},
     "stage 3, pair": {"feature_weight": 1.0, "prediction_weight": 1.0},
     "retrofit": {"feature_weight": 1.0, "prediction_weight": 1.0},

@@ -15,7 +15,8 @@ METHODS = (
     "_view", "_draw_views", "_draw_one_view", "_teacher_view", "_student_view", "_deal_subsets",
     "_one_view_loss", "_consistency", "_taught_samples", "see_incomplete", "backward", "without_synchronisation",
     "supervised_loss", "labelled_samples", "own_modalities", "patient_name", "patient_numbers", "compute_loss",
-    "forget_earlier_epochs", "incomplete_label_share", "_loss_of_view", "_teaches",
+    "forget_earlier_epochs", "incomplete_label_share", "_loss_of_view", "_teaches", "average",
+    "_contrast", "_loss_of_pairs", "_draw_second_view",
 )  # fmt: skip
 
 
