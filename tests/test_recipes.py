@@ -23,13 +23,13 @@ def test_every_recipe_is_valid_and_differs_from_the_defaults(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_replaces_another_and_keeps_what_no_recipe_sets(name):
-    own = {"stage1": {"save_every": 3}, "stage2": {"temperature": 0.2}}
+    own = {"stage1": {"save_every": 3}, "stage2": {"contrastive_weight": 0.2}}
     for before in RECIPES:
         result = apply_recipe(name, apply_recipe(before, own))
         assert result == apply_recipe(name, own)
-        assert result["stage1"]["save_every"] == 3 and result["stage2"]["temperature"] == 0.2
+        assert result["stage1"]["save_every"] == 3 and result["stage2"]["contrastive_weight"] == 0.2
     assert apply_recipe("default", apply_recipe(name, {})) == {}
-    assert own == {"stage1": {"save_every": 3}, "stage2": {"temperature": 0.2}}
+    assert own == {"stage1": {"save_every": 3}, "stage2": {"contrastive_weight": 0.2}}
 
 
 def test_in_a_short_training_one_decay_goes_over_stages_2_and_3():

@@ -130,14 +130,15 @@ class UniMRSegTrainer(TrainingCasesTrainer):
             seed_generators(self.settings.seed)
         super().initialize()
         network = self.unwrapped_network
-        network.register_load_state_dict_post_hook(self._note_loaded_weights)  # type: ignore[no-untyped-call]  # torch's
+
+        def note_loaded_weights(*_: object) -> None:  # no method: copying the network would copy the trainer with it
+            self.weights_were_loaded = True
+
+        network.register_load_state_dict_post_hook(note_loaded_weights)  # type: ignore[no-untyped-call]  # torch's
         if self.device.type == "cpu":
             network.to(memory_format=self._memory_format)
             arithmetic = "bfloat16 autocast" if self.uses_bfloat16 else "float32"
             self.print_to_log_file(f"Training steps use {arithmetic} and channels-last memory on this CPU.")
-
-    def _note_loaded_weights(self, _network: torch.nn.Module, _incompatible_keys: object) -> None:
-        self.weights_were_loaded = True
 
     @property
     def _memory_format(self) -> torch.memory_format:

@@ -78,4 +78,5 @@ def scale_gradients_to_parameters(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _size(parameter: Tensor) -> Tensor:
-    return parameter.norm().clamp(min=SMALLEST_SIZE * parameter.numel() ** 0.5)
+    size: Tensor = parameter.norm()
+    return size.clamp(min=SMALLEST_SIZE * parameter.numel() ** 0.5)
