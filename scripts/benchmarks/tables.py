@@ -222,7 +222,7 @@ def settings_table(benchmarks: Sequence[Benchmark]) -> str:
             str(first["batch_size"]),
             ", ".join(map(str, first["features_per_stage"])),
             f"{first['trainings'][0]['settings']['initial_lr']:g}",
-            f"{min(passes):g} to {max(passes):g}",
+            f"{min(passes):.0f} to {max(passes):.0f}",
             NOTHING if math.isnan(control) else f"{control:.0f}",
             NOTHING if math.isnan(stages / control) else f"{stages / control:.2f}",
         ]
