@@ -81,8 +81,8 @@ class UnlabelledConfig:
     unlabelled_share: float = option(
         0.5,
         "Share of a batch's samples that are of unlabelled cases, where there are any; rounded to at least one sample, "
-        "and at least one is labelled. Such batches come in all steps that learn without labels: those that compare "
-        "views (pairs_every), and with teacher_weight every step of stage 2. At 0 unlabelled cases are left out.",
+        "and at least one is labelled. Such batches come in the steps that compare views (pairs_every). At 0 unlabelled "
+        "cases are left out.",
         low=0.0,
         high=0.9,
     )
@@ -168,8 +168,7 @@ class Stage2Config(TrainingConfig, SubsetSamplingConfig, UnlabelledConfig):
     teacher_weight: float = option(
         1.0,
         "Weight of the distance of predictions for incomplete views of unlabelled samples to those of a moving average "
-        "of the network, which sees all modalities that they have. It acts only where there are unlabelled cases; "
-        "batches then have such samples in every step.",
+        "of the network, which sees all modalities that they have. It acts only where there are unlabelled cases.",
         low=0.0,
     )
     teacher_decay: float = option(0.98, "Decay of the moving average in a step.", low=0.0, high=0.9999)

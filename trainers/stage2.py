@@ -56,10 +56,6 @@ class UniMRSegStage2Trainer(RetrievalTrainer):
     def label_free_weight(self) -> float:
         return float(self.settings.contrastive_weight + self.settings.teacher_weight)
 
-    @property
-    def mixed_every(self) -> int:
-        return 1 if self.settings.teacher_weight > 0 else super().mixed_every
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the decoder's parameters and the encoder's, whose rate decays to zero, for stage 3 freezes them."""
         encoder, others = self.learning_parameters("encoder.")
