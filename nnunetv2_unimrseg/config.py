@@ -81,8 +81,8 @@ class UnlabelledConfig:
     unlabelled_share: float = option(
         0.5,
         "Share of a batch's samples that are of unlabelled cases, where there are any; rounded to at least one sample, "
-        "and at least one is labelled. Such batches come in the steps that compare views (pairs_every). At 0 unlabelled "
-        "cases are left out.",
+        "and at least one is labelled. Such batches come in the steps that compare views (pairs_every). At 0 "
+        "unlabelled cases are left out.",
         low=0.0,
         high=0.9,
     )
