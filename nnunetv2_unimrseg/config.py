@@ -267,6 +267,12 @@ class Stage3Config(AdaptationConfig):
         "nnU-Net's budget.",
         low=1,
     )
+    unlabelled_share: float = option(
+        0.0,
+        "As in stage 2. At 0 stage 3 learns from labelled cases alone: with half of its samples unlabelled, Dice fell.",
+        low=0.0,
+        high=0.9,
+    )
     pairs_every: int = option(
         1,
         "Every so many steps, the complete view of each sample is compared with its incomplete ones; the other steps "

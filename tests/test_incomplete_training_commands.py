@@ -25,7 +25,7 @@ def take_away(raw: Path) -> None:
 
 def test_all_stages_train_and_validate_with_what_the_cases_have(tmp_path):
     made = make_planned_workspace(tmp_path / "nnunet", 7, take_away)
-    made.set_values("stage2.pairs_every=2")
+    made.set_values("stage3.unlabelled_share=0.5")
     splits = [{"train": [f"phantom_{number:03d}" for number in (1, 2, 3)], "val": ["phantom_000", "phantom_004"]}]
     splits_file = made.preprocessed / made.dataset_name / "splits_final.json"
     splits_file.write_text(json.dumps(splits))

@@ -54,7 +54,8 @@ def make(trainer: type, fold: int | str = 0, dataset_json: dict | None = None, *
         n_stages=3, features_per_stage=[4, 8, 12], kernel_sizes=[[3, 3, 3]] * 3, n_conv_per_stage=[1, 1, 1],
         strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]], n_conv_per_stage_decoder=[1, 1],
     )  # fmt: skip
-    configuration["unimrseg"] = {trainer.section: settings}
+    share = {"unlabelled_share": 0.5} if trainer in STAGES[1:] else {}
+    configuration["unimrseg"] = {trainer.section: {**share, **settings}}
     return trainer(made, "3d_fullres", fold, {**tiny.dataset_json(), **(dataset_json or {})}, torch.device("cpu"))
 
 
@@ -72,6 +73,7 @@ def test_the_control_and_a_share_of_zero_train_with_labelled_cases_only(dataset)
     expected = generate_crossval_split(sorted(LABELLED), seed=12345, n_splits=5)[0]["train"]
     assert make(UniMRSegModalityDropoutTrainer).do_split()[0] == expected
     assert make(UniMRSegStage2Trainer, unlabelled_share=0.0).do_split()[0] == expected
+    assert make(UniMRSegStage3Trainer, unlabelled_share=0.0).do_split()[0] == expected
     assert make(UniMRSegStage2Trainer, contrastive_weight=0.0, teacher_weight=0.0).do_split()[0] == expected
     assert make(UniMRSegStage3Trainer, feature_weight=0.0, prediction_weight=0.0).do_split()[0] == expected
     splits = [{"train": LABELLED[2:] + UNLABELLED, "val": LABELLED[:2]}]
