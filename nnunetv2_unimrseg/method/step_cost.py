@@ -7,7 +7,7 @@ from nnunetv2_unimrseg.config import AdaptationConfig, RetrofitConfig, Stage2Con
 FORWARD = 1 / 3
 """Share of the work of a forward-backward pass that its forward pass is."""
 ENCODER = 1 / 2
-"""Share of the work of a forward pass that the encoder is, in nnU-Net's plans."""
+"""Share of the work of a forward pass that the encoder is: between 0.30 (plain U-Net, 128^3) and 0.68 (residual)."""
 
 
 def incomplete_views(settings: AdaptationConfig, num_modalities: int) -> int:
